@@ -1,0 +1,95 @@
+"""Spans that must survive, or must not be cut in two.
+
+`keep_spans` finds what the caller wants kept whatever its score. `atoms` finds what loses or
+turns its meaning when it is cut: a number without its unit, a verb without its "not".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import regex
+
+from .types import Span
+
+__all__ = ["ATOM_KINDS", "KeepPattern", "atoms", "keep_spans"]
+
+KeepPattern = str | re.Pattern[str]
+"""A str is taken literally; a compiled pattern is searched for."""
+
+_CURRENCY = r"[$€£¥₹₩]"
+_NUMBER = r"[+−-]?\p{Nd}+(?:[.,:/٫٬'’\N{NO-BREAK SPACE}-]\p{Nd}+)*"
+_UNIT = (
+    r"(?:\s?(?:%|‰|°[CF]?|[kKmMgGtTpP]i?[bB](?:it|ps)?|[munpkMG]?(?:m|g|s|l|L|W|V|A|Hz|J|Pa|mol)"
+    r"|(?:in|ft|lb|oz|mi|mph|rpm|dB|am|pm|a\.m\.|p\.m\.)(?!\p{L})|"
+    r"(?:thousand|million|billion|trillion|percent|hundred)"
+    r"|(?:second|minute|hour|day|week|month|year|euro|dollar|pound|meter|metre|mile|gram)s?"
+    r"|[$€£¥₹₩])(?!\p{L}))"
+)
+
+_KINDS = {
+    # A fence longer than this is text to choose from rather than one thing to keep or drop.
+    "code": r"```(?:(?!```)[\s\S]){0,2000}+(?:```|\z)|`[^`\n]{1,200}`",
+    "urls": r"(?:https?|ftp)://[^\s<>\"'）」]+(?<![.,;:!?)\]])|\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+    "citations": r"\[\d+(?:\s?[,–-]\s?\d+)*\]"
+    r"|\(\p{Lu}[^()\n]{0,60}?,? (?:1[5-9]|20)\d\d[a-z]?(?:; [^()\n]{1,80})?\)",
+    "numbers": rf"(?<![\p{{L}}\p{{Nd}}])(?:{_CURRENCY}\s?)?{_NUMBER}{_UNIT}?",
+    "negations": r"(?i:\b(?:not|never|no|none|nor|neither|without|cannot|unless|except|only"
+    r"|\p{L}+n['’]t|must|shall|should|may|might|can|could|would)(?:\s+(?:not|be|have))*"
+    r"\s+[^\s.;!?]+)",
+}
+ATOM_KINDS = tuple(_KINDS)
+"""The kinds of spans that `atoms` knows."""
+
+_STRUCTURE = ("code", "urls", "citations")
+"""The kinds inside which a sentence can seem to end."""
+
+_PATTERNS = {name: regex.compile(pattern) for name, pattern in _KINDS.items()}
+_HINTS = {"code": "`", "urls": ("://", "@"), "citations": ("[", "(")}
+
+
+def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
+    """Find what must not be cut.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    kinds
+        Some of `ATOM_KINDS`: ``"code"`` (fences and spans), ``"urls"`` (and mail addresses),
+        ``"citations"`` (``[3]``, ``(Smith, 2020)``), ``"numbers"`` (with sign, currency and
+        unit), ``"negations"`` (negations and modals with the word they govern). The default
+        is those that hold what looks like the end of a sentence.
+
+    Returns
+    -------
+    list of Span
+        Ascending and disjoint.
+    """
+    found: list[Span] = []
+    for kind in kinds:
+        hints = _HINTS.get(kind)
+        if hints is None or any(hint in text for hint in hints):
+            found += [Span(m.start(), m.end()) for m in _PATTERNS[kind].finditer(text)]
+    return _merged(found)
+
+
+def keep_spans(text: str, patterns: Sequence[KeepPattern]) -> list[Span]:
+    """Find every occurrence of what the caller wants kept: ascending, disjoint spans."""
+    found: list[Span] = []
+    for pattern in patterns:
+        compiled = re.compile(re.escape(pattern)) if isinstance(pattern, str) else pattern
+        found += [Span(m.start(), m.end()) for m in compiled.finditer(text) if m.end() > m.start()]
+    return _merged(found)
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    """Sort spans and unite those that overlap."""
+    merged: list[Span] = []
+    for span in sorted(spans):
+        if merged and span.start < merged[-1].end:
+            merged[-1] = Span(merged[-1].start, max(merged[-1].end, span.end))
+        else:
+            merged.append(span)
+    return merged

@@ -1,0 +1,122 @@
+"""Sentence embeddings, each text encoded once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..budget import without_surrogates
+from ..errors import ModelError
+from .loading import load_sentence_transformer
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """Turns texts into unit vectors with a sentence-transformers model.
+
+    Vectors do not depend on the query, so they are remembered by the hash of their text: a
+    passage that is retrieved again costs nothing. The model is loaded at the first use. One
+    encoder may be shared by threads.
+
+    Parameters
+    ----------
+    model
+        A hub id, a folder, an object with ``encode(list of str) -> array``, or None for
+        all-MiniLM-L6-v2.
+    device
+        Where to run a model that is loaded by name; None for the best there is.
+    batch_size
+        Texts per forward pass; they are sorted by length first.
+    cache_size
+        Vectors remembered, the least recently used forgotten first; 0 for none.
+    trust_remote_code
+        Whether code that comes with the model may run.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        device: str | None = None,
+        batch_size: int = 32,
+        cache_size: int = 50_000,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if not (model is None or isinstance(model, (str, Path)) or hasattr(model, "encode")):
+            raise ModelError(
+                f"an encoder is a hub id, a folder or an object with encode(), got {model!r}"
+            )
+        self._source = model
+        self._model = model if hasattr(model, "encode") and not isinstance(model, str) else None
+        self._device = device
+        self._batch_size = batch_size
+        self._trust_remote_code = trust_remote_code
+        self._cache: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._cache_size = cache_size
+        # Fast tokenizers are not safe to call from two threads at once.
+        self._lock = threading.Lock()
+
+    @classmethod
+    @functools.cache
+    def shared(cls) -> Encoder:
+        """The process's one encoder with the default model."""
+        return cls()
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Returns
+        -------
+        array, shape ``(len(texts), dimension)``
+            Rows of length 1, so that a dot product is a cosine similarity.
+        """
+        keys = [_key(text) for text in texts]
+        with self._lock:
+            missing = {
+                key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache
+            }
+            fresh = dict(zip(missing, self._forward(list(missing.values())), strict=True))
+            rows = [fresh[key] if key in fresh else self._cache[key] for key in keys]
+            for key, row in zip(keys, rows, strict=True):
+                self._cache[key] = row
+                self._cache.move_to_end(key)
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+    def _forward(self, texts: list[str]) -> NDArray[np.float32]:
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        if self._model is None:
+            self._model = load_sentence_transformer(
+                self._source, device=self._device, trust_remote_code=self._trust_remote_code
+            )
+        vectors = np.asarray(
+            self._model.encode(
+                [without_surrogates(text) for text in texts],
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            ),
+            dtype=np.float32,
+        )
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise ModelError(
+                f"the encoder returned an array of shape {vectors.shape} for {len(texts)} texts, "
+                f"expected one row a text"
+            )
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

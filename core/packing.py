@@ -1,0 +1,285 @@
+"""Choosing what is kept: scored units and a limit in tokens, to spans whose text fits it.
+
+Packing is the same for every method. Units are taken greedily, best first. Each costs its own
+tokens, but a tokenizer merges across the seams, so the sum is only an estimate: the text that
+results is counted, and the estimate corrected by what it was wrong, until it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from . import guards
+from .budget import TokenCounter
+from .errors import BudgetError
+from .types import JOINER, Span, render
+from .units import graphemes, words
+
+__all__ = ["Scored", "cut", "pack"]
+
+TOLERANCE = 0.02
+"""Part of the limit that may stay unused when more units would still fit."""
+
+_CORRECTIONS = 8
+"""Times the cost estimate is corrected; two are enough for most texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One passage cut into units, each with what speaks for it.
+
+    Attributes
+    ----------
+    text
+        The passage's text.
+    units
+        Tiles of the text.
+    scores
+        One finite number a unit, higher is better; shape ``(len(units),)``.
+    forced
+        Which units must be kept; shape ``(len(units),)``, bool.
+    """
+
+    text: str
+    units: Sequence[Span]
+    scores: NDArray[np.float64]
+    forced: NDArray[np.bool_]
+
+
+def pack(
+    passages: Sequence[Scored], limit: int, counter: TokenCounter, min_per_passage: int = 0
+) -> list[list[Span]]:
+    """Keep the best units of all passages whose joined text has at most `limit` tokens.
+
+    Parameters
+    ----------
+    passages
+        The passages, in the order in which they will be joined by `JOINER`.
+    limit
+        The hard cap, in tokens of the joined text.
+    counter
+        Counts the tokens.
+    min_per_passage
+        Tokens of its best units that each passage gets before the rest is shared out.
+
+    Returns
+    -------
+    list of list of Span
+        The kept parts of each passage; ``[]`` where nothing is left.
+
+    Raises
+    ------
+    BudgetError
+        The forced units alone do not fit.
+    """
+    packer = _Packer(passages, min_per_passage, counter)
+    if limit <= 0:
+        chosen = packer.forced
+    else:
+        chosen = packer.fill(limit)
+    if packer.forced.any() and (needed := packer.count(chosen)) > limit:
+        raise BudgetError(
+            f"what must be kept takes {needed} tokens and the budget allows {limit}; "
+            f"raise the budget or keep less"
+        )
+    if limit > 0 and not chosen.any():
+        return packer.best_piece(limit)
+    return packer.spans(chosen)
+
+
+class _Packer:
+    """The units of all passages on one line, each with its cost."""
+
+    def __init__(
+        self, passages: Sequence[Scored], min_per_passage: int, counter: TokenCounter
+    ) -> None:
+        self.passages = passages
+        self.counter = counter
+        sizes = [len(p.units) for p in passages]
+        self.bounds = np.cumsum([0, *sizes])
+        self.owner = np.repeat(np.arange(len(passages)), sizes)
+        self.scores = np.concatenate([p.scores for p in passages] or [np.zeros(0)])
+        self.forced = np.concatenate([p.forced for p in passages] or [np.zeros(0, bool)])
+        self.costs = np.array(
+            counter.count_many(_costed(p.text, unit) for p in passages for unit in p.units),
+            dtype=np.int64,
+        )
+        self.joiner_cost = counter.count(JOINER)
+        ranking = np.argsort(-self.scores, kind="stable")
+        first = self.forced | self._reserved(ranking, min_per_passage)
+        priority = np.where(self.forced, 2, np.where(first, 1, 0))
+        self.ranking = ranking[np.argsort(-priority[ranking], kind="stable")]
+
+    def _reserved(self, ranking: NDArray[np.int64], minimum: int) -> NDArray[np.bool_]:
+        """The best units of each passage, until they reach the minimum."""
+        reserved = np.zeros(len(ranking), bool)
+        if minimum > 0:
+            held = np.zeros(len(self.passages), np.int64)
+            for unit in ranking:
+                if held[self.owner[unit]] < minimum:
+                    reserved[unit] = True
+                    held[self.owner[unit]] += self.costs[unit]
+        return reserved
+
+    def fill(self, limit: int) -> NDArray[np.bool_]:
+        """The best choice whose exact count is within the limit."""
+        best, best_count = self.forced, -1
+        target = float(limit)
+        for _ in range(_CORRECTIONS):
+            chosen = self._greedy(target)
+            count = self.count(chosen)
+            if best_count < count <= limit:
+                best, best_count = chosen, count
+            left = self.costs[~chosen]
+            slack = limit - count
+            if not count or (0 <= slack and (not len(left) or slack < TOLERANCE * limit)):
+                break
+            if 0 <= slack < left.min():
+                break
+            target *= limit / count
+        return best if best_count >= 0 else self._shrunk(chosen, limit)
+
+    def _greedy(self, target: float) -> NDArray[np.bool_]:
+        """Take units by rank as long as their summed cost stays within the target."""
+        chosen = self.forced.copy()
+        seen = {self.owner[unit] for unit in np.flatnonzero(chosen)}
+        used = self.costs[chosen].sum() + self.joiner_cost * max(0, len(seen) - 1)
+        costs, owners = self.costs.tolist(), self.owner.tolist()
+        for unit in self.ranking.tolist():
+            if chosen[unit]:
+                continue
+            cost = costs[unit]
+            if seen and owners[unit] not in seen:
+                cost += self.joiner_cost
+            if used + cost <= target:
+                chosen[unit] = True
+                seen.add(owners[unit])
+                used += cost
+        return chosen
+
+    def _shrunk(self, chosen: NDArray[np.bool_], limit: int) -> NDArray[np.bool_]:
+        """Give up the lowest units one by one until the rest fits."""
+        for unit in self.ranking[::-1].tolist():
+            if chosen[unit] and not self.forced[unit]:
+                chosen[unit] = False
+                if self.count(chosen) <= limit:
+                    break
+        return chosen
+
+    def count(self, chosen: NDArray[np.bool_]) -> int:
+        """Tokens of the joined text, exactly."""
+        kept = (
+            render(p.text, s) for p, s in zip(self.passages, self.spans(chosen), strict=True) if s
+        )
+        return self.counter.count(JOINER.join(kept))
+
+    def spans(self, chosen: NDArray[np.bool_]) -> list[list[Span]]:
+        """The kept parts of each passage."""
+        return [
+            _kept_spans(p.text, p.units, np.flatnonzero(chosen[start:end]).tolist())
+            for p, start, end in zip(
+                self.passages, self.bounds[:-1], self.bounds[1:], strict=True
+            )
+        ]
+
+    def best_piece(self, limit: int) -> list[list[Span]]:
+        """As much as fits of the best unit, when no unit fits whole."""
+        result: list[list[Span]] = [[] for _ in self.passages]
+        for unit in self.ranking.tolist():
+            owner = self.owner[unit]
+            passage = self.passages[owner]
+            piece = cut(passage.text, passage.units[unit - self.bounds[owner]], limit, self.counter)
+            if piece is not None:
+                result[owner] = [piece]
+                break
+        return result
+
+
+def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None:
+    """The longest start of a unit that has at most `limit` tokens.
+
+    It ends with a whole word and leaves no number without its unit and no negation without
+    what it negates, unless not even the first word fits: then it ends with a whole character.
+    None if no character of the unit fits.
+    """
+    inside = text[unit.start : unit.end]
+    atoms = guards.atoms(inside, guards.ATOM_KINDS)
+    for pieces in (words(inside, atoms), words(inside), graphemes(inside)):
+        low, high = 0, len(pieces)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if counter.count(inside[: pieces[middle - 1].end].rstrip()) <= limit:
+                low = middle
+            else:
+                high = middle - 1
+        end = pieces[low - 1].end if low else 0
+        if inside[:end].strip():
+            return Span(unit.start, unit.start + len(inside[:end].rstrip()))
+    distinct = {inside[start:end]: start for start, end in reversed(graphemes(inside))}
+    for character, start in sorted(distinct.items(), key=lambda c: (c[0].isspace(), c[1])):
+        if counter.count(character) <= limit:
+            return Span(unit.start + start, unit.start + start + len(character))
+    return None
+
+
+def _costed(text: str, unit: Span) -> str:
+    """The characters whose tokens a unit is charged: its core and the space before it."""
+    start = unit.start - (unit.start > 0 and text[unit.start - 1] == " ")
+    return text[start : unit.end].rstrip()
+
+
+def _kept_spans(text: str, units: Sequence[Span], kept: Sequence[int]) -> list[Span]:
+    """Join kept units into spans, each parted from the next as the source parts them."""
+    spans: list[Span] = []
+    start = None
+    for place, unit in enumerate(kept):
+        if start is None:
+            start = units[unit].start
+        following = kept[place + 1] if place + 1 < len(kept) else None
+        if following == unit + 1:
+            continue
+        core_end = _core_end(text, units[unit])
+        if following is None:
+            spans.append(Span(start, core_end))
+            break
+        gap = _separator(text, units, unit, following)
+        if gap.start == core_end:
+            spans.append(Span(start, gap.end))
+        else:
+            spans += [Span(start, core_end), gap]
+        start = None
+    return [span for span in spans if span.end > span.start]
+
+
+def _core_end(text: str, unit: Span) -> int:
+    return unit.start + len(text[unit.start : unit.end].rstrip())
+
+
+_GLUED = regex.compile(r"[\p{L}\p{N}\p{M}]")
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}]")
+
+
+def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> Span:
+    """The source characters that part two kept units between which others were dropped.
+
+    The strongest white space behind the first or a dropped unit: a paragraph break if there
+    was one, else a line break, else a space. Scripts that write no spaces need none; where two
+    words of another script would meet, the last dropped character stays between them.
+    """
+    best = Span(_core_end(text, units[kept]), units[kept].end)
+    breaks = text.count("\n", *best)
+    for unit in units[kept + 1 : following]:
+        gap = Span(_core_end(text, unit), unit.end)
+        if (count := text.count("\n", *gap)) > breaks or best.start == best.end:
+            best, breaks = gap, max(count, breaks)
+    if best.start == best.end:
+        before, after = text[best.start - 1], text[units[following].start]
+        sides_meet = _GLUED.match(before) and _GLUED.match(after)
+        if sides_meet and not (_UNSPACED.match(before) or _UNSPACED.match(after)):
+            return Span(units[following].start - 1, units[following].start)
+    return best

@@ -1,0 +1,1 @@
+"""The faces: LangChain, LlamaIndex and the command line. Mapping only, no algorithm."""

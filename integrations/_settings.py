@@ -1,0 +1,98 @@
+"""What a user may set on any face, and the compressor that comes of it.
+
+Both frameworks build their components on pydantic, so this module needs one of them installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
+
+from ..core import Budget, CompressedPassage, Compression, Compressor, Order, Passage, get_compressor
+
+__all__ = ["CompressionSettings", "facts"]
+
+
+class CompressionSettings(BaseModel):
+    """How to compress, as plain fields that can be copied, compared and written to a file."""
+
+    method: str = "auto"
+    """Name of a laconic method; ``"auto"`` for the best that runs without a download."""
+
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the method's class, for example ``{"model": "BAAI/bge-small-en-v1.5"}``."""
+
+    rate: float | None = None
+    """Fraction of the tokens to keep, above 0 and at most 1. Default 0.5 when neither this nor
+    `target_tokens` is set."""
+
+    target_tokens: int | None = None
+    """Tokens to keep at most."""
+
+    per_document: bool = False
+    """Whether the budget holds for each document alone rather than for all of them together."""
+
+    min_tokens_per_document: int = 0
+    """Tokens promised to each document before the rest goes to the best ones."""
+
+    keep: tuple[str, ...] = ()
+    """Literal strings that must survive, with the sentence around them."""
+
+    order: Order = "source"
+    """``"source"`` leaves documents in their order, ``"score"`` puts the most relevant first."""
+
+    counter: str | None = None
+    """Whose tokens are counted: a tiktoken encoding or model name. None: cl100k_base if its
+    file is on this machine, else an estimate."""
+
+    compressor: Compressor | None = Field(default=None, exclude=True, repr=False)
+    """A compressor to use in place of `method`; it may be shared by several components."""
+
+    _made: Compressor | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> CompressionSettings:
+        if self.rate is not None and self.target_tokens is not None:
+            raise ValueError("set rate or target_tokens, not both")
+        _ = self.budget
+        if self.compressor is None and self.method != "auto":
+            self._made = get_compressor(self.method, **self.method_options)
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        """The budget that the fields describe."""
+        options = {
+            "per_passage": self.per_document,
+            "min_per_passage": self.min_tokens_per_document,
+        }
+        if self.target_tokens is not None:
+            return Budget.tokens(self.target_tokens, **options)
+        return Budget.rate(0.5 if self.rate is None else self.rate, **options)
+
+    def compress(self, passages: Sequence[Passage], query: str | None) -> Compression:
+        """Compress passages as the fields say."""
+        if self._made is None:
+            self._made = self.compressor or get_compressor(self.method, **self.method_options)
+        return self._made.compress(
+            passages,
+            query=query,
+            budget=self.budget,
+            keep=self.keep,
+            counter=self.counter,
+            order=self.order,
+        )
+
+
+def facts(compression: Compression, passage: CompressedPassage) -> dict[str, Any]:
+    """What the metadata of one of its documents will say of a compression."""
+    return {
+        "method": compression.method,
+        "tokens_before": passage.tokens_before,
+        "tokens_after": passage.tokens_after,
+        "counter": compression.counter,
+        "score": passage.score,
+        "spans": [[start, end] for start, end in passage.spans],
+    }

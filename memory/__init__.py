@@ -1,0 +1,1 @@
+"""Keeps a conversation bounded. Knows core and no framework."""
