@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import regex
 
 from .errors import BudgetError, InputError
@@ -47,7 +47,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         amount = self.amount
-        if isinstance(amount, bool) or not isinstance(amount, Real):
+        if isinstance(amount, bool) or not isinstance(amount, (int, float, np.number)):
             raise BudgetError(f"a budget is a number, got {amount!r}")
         if self.kind == "rate":
             if not 0 < amount <= 1:

@@ -146,7 +146,7 @@ class _Packer:
 
     def _greedy(self, target: float) -> NDArray[np.bool_]:
         """Take units by rank as long as their summed cost stays within the target."""
-        chosen = self.forced.copy()
+        chosen: NDArray[np.bool_] = self.forced.copy()
         seen = {self.owner[unit] for unit in np.flatnonzero(chosen)}
         used = self.costs[chosen].sum() + self.joiner_cost * max(0, len(seen) - 1)
         costs, owners = self.costs.tolist(), self.owner.tolist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from ..core import Budget, CompressedPassage, Compression, Compressor, Order, Passage, get_compressor
 
@@ -17,6 +17,8 @@ __all__ = ["CompressionSettings", "facts"]
 
 class CompressionSettings(BaseModel):
     """How to compress, as plain fields that can be copied, compared and written to a file."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     method: str = "auto"
     """Name of a laconic method; ``"auto"`` for the best that runs without a download."""
@@ -64,13 +66,11 @@ class CompressionSettings(BaseModel):
     @property
     def budget(self) -> Budget:
         """The budget that the fields describe."""
-        options = {
-            "per_passage": self.per_document,
-            "min_per_passage": self.min_tokens_per_document,
-        }
+        each, least = self.per_document, self.min_tokens_per_document
         if self.target_tokens is not None:
-            return Budget.tokens(self.target_tokens, **options)
-        return Budget.rate(0.5 if self.rate is None else self.rate, **options)
+            return Budget.tokens(self.target_tokens, per_passage=each, min_per_passage=least)
+        rate = 0.5 if self.rate is None else self.rate
+        return Budget.rate(rate, per_passage=each, min_per_passage=least)
 
     def compress(self, passages: Sequence[Passage], query: str | None) -> Compression:
         """Compress passages as the fields say."""

@@ -100,7 +100,7 @@ class Encoder:
             self._model = load_sentence_transformer(
                 self._source, device=self._device, trust_remote_code=self._trust_remote_code
             )
-        vectors = np.asarray(
+        vectors: NDArray[np.float32] = np.array(
             self._model.encode(
                 [without_surrogates(text) for text in texts],
                 batch_size=self._batch_size,
@@ -115,7 +115,8 @@ class Encoder:
                 f"expected one row a text"
             )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return vectors
 
 
 def _key(text: str) -> bytes:
