@@ -25,7 +25,7 @@ __all__ = ["Scored", "cut", "pack"]
 TOLERANCE = 0.02
 """Part of the limit that may stay unused when more units would still fit."""
 
-_CORRECTIONS = 8
+_CORRECTIONS = 4
 """Times the cost estimate is corrected; two are enough for most texts."""
 
 
@@ -128,21 +128,37 @@ class _Packer:
 
     def fill(self, limit: int) -> NDArray[np.bool_]:
         """The best choice whose exact count is within the limit."""
-        best, best_count = self.forced, -1
+        best, best_count = self.forced.copy(), -1
         target = float(limit)
         for _ in range(_CORRECTIONS):
             chosen = self._greedy(target)
             count = self.count(chosen)
             if best_count < count <= limit:
                 best, best_count = chosen, count
-            left = self.costs[~chosen]
-            slack = limit - count
-            if not count or (0 <= slack and (not len(left) or slack < TOLERANCE * limit)):
-                break
-            if 0 <= slack < left.min():
+            is_tight = limit - TOLERANCE * limit <= count <= limit
+            if is_tight or not count or (count < limit and chosen.all()):
                 break
             target *= limit / count
-        return best if best_count >= 0 else self._shrunk(chosen, limit)
+        if best_count < 0:
+            best = self._shrunk(chosen, limit)
+            best_count = self.count(best)
+        return self._topped_up(best, limit, best_count)
+
+    def _topped_up(self, chosen: NDArray[np.bool_], limit: int, count: int) -> NDArray[np.bool_]:
+        """Add what still fits, best first, while more than the tolerated part is unused."""
+        for unit in self.ranking.tolist():
+            slack = limit - count
+            if slack <= TOLERANCE * limit:
+                break
+            # One more than its cost may be saved at a seam.
+            if not chosen[unit] and self.costs[unit] <= slack + 1:
+                chosen[unit] = True
+                longer = self.count(chosen)
+                if longer <= limit:
+                    count = longer
+                else:
+                    chosen[unit] = False
+        return chosen
 
     def _greedy(self, target: float) -> NDArray[np.bool_]:
         """Take units by rank as long as their summed cost stays within the target."""
@@ -182,9 +198,7 @@ class _Packer:
         """The kept parts of each passage."""
         return [
             _kept_spans(p.text, p.units, np.flatnonzero(chosen[start:end]).tolist())
-            for p, start, end in zip(
-                self.passages, self.bounds[:-1], self.bounds[1:], strict=True
-            )
+            for p, start, end in zip(self.passages, self.bounds[:-1], self.bounds[1:], strict=True)
         ]
 
     def best_piece(self, limit: int) -> list[list[Span]]:

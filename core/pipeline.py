@@ -78,9 +78,7 @@ class Pipeline(Compressor):
             source = first.passages[last.index]
             spans = tuple(_mapped(source.spans, last.spans))
             kept.append(
-                replace(
-                    source, spans=spans, score=last.score, tokens_after=last.tokens_after
-                )
+                replace(source, spans=spans, score=last.score, tokens_after=last.tokens_after)
             )
             del outcomes[source.index]
         dropped = [

@@ -10,7 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from ..core import Budget, CompressedPassage, Compression, Compressor, Order, Passage, get_compressor
+from ..core import (
+    Budget,
+    CompressedPassage,
+    Compression,
+    Compressor,
+    Order,
+    Passage,
+    get_compressor,
+)
 
 __all__ = ["CompressionSettings", "facts"]
 

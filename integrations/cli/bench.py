@@ -1,0 +1,89 @@
+"""`laconic bench`: methods beside baselines, on questions with known answers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ...core import METHODS, Budget, Compressor, TokenCounter, get_compressor
+from ...core.errors import UnknownMethodError
+from ...core.evaluation.baselines import BASELINES
+from ...core.evaluation.datasets import Example, load
+from ...core.evaluation.report import Table, save
+from ...core.evaluation.runner import run as run_method
+from ...core.evaluation.runner import summarise
+
+__all__ = ["run"]
+
+RIVALS = ("langchain-embeddings-filter", "llamaindex-sentence-optimizer")
+"""The frameworks' own filters, with our encoder and at our budget."""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print a table for each file, and save tables and plots if a folder is given."""
+    methods = {name: _compressors(name) for name in options.methods.split(",")}
+    counter = TokenCounter.of(options.counter)
+    budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
+    for name in options.data:
+        examples = load(name)[: options.limit]
+        title = Path(name).name.removesuffix(".gz").removesuffix(".jsonl")
+        if options.what == "speed":
+            _print_speed(title, examples, methods, budgets[0], counter)
+            continue
+        table = Table(title, len(examples), counter.name)
+        steps = len(budgets) * sum(map(len, methods.values()))
+        with tqdm(total=steps * len(examples), desc=title, unit="ex", disable=None) as bar:
+            for method, compressors in methods.items():
+                for budget in budgets:
+                    runs = []
+                    for compressor in compressors:
+                        runs.append([])
+                        for outcome in run_method(examples, compressor, budget, counter):
+                            runs[-1].append(outcome)
+                            bar.update()
+                    table.add(method, budget.amount, summarise(runs))
+        print(table.markdown(), flush=True)
+        if options.out:
+            save(table, Path(options.out))
+
+
+def _compressors(name: str) -> list[Compressor]:
+    if name in BASELINES:
+        return BASELINES[name]()
+    if name == RIVALS[0]:
+        from ..langchain.baselines import EmbeddingsFilterBaseline
+
+        return [EmbeddingsFilterBaseline()]
+    if name == RIVALS[1]:
+        from ..llama_index.baselines import SentenceEmbeddingOptimizerBaseline
+
+        return [SentenceEmbeddingOptimizerBaseline()]
+    if name not in METHODS:
+        known = ", ".join([*METHODS, *BASELINES, *RIVALS])
+        raise UnknownMethodError(f"no method {name!r} to measure; there are {known}")
+    return [get_compressor(name)]
+
+
+def _print_speed(
+    title: str,
+    examples: list[Example],
+    methods: dict[str, list[Compressor]],
+    budget: Budget,
+    counter: TokenCounter,
+) -> None:
+    """Tokens of input a second of processor time and of wall time, counting included."""
+    print(f"{title}: {len(examples)} examples, {budget}, {counter.name}")
+    print("| method | tokens | tokens/s wall | tokens/s CPU |\n|---|--:|--:|--:|")
+    for method, compressors in methods.items():
+        for compressor in compressors[:1]:
+            compressor.compress("Warm up. Load the model.", query="load", budget=2)
+            wall, cpu, tokens = time.perf_counter(), time.process_time(), 0
+            for example in examples:
+                tokens += compressor.compress(
+                    example.passages, query=example.question, budget=budget, counter=counter
+                ).tokens_before
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            print(f"| {method} | {tokens:,} | {tokens / wall:,.0f} | {tokens / cpu:,.0f} |")

@@ -1,0 +1,126 @@
+"""The commands and their options; what they do is in the module of that name."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ... import __version__
+from ...core.errors import LaconicError
+
+__all__ = ["main"]
+
+EXIT_ERROR = 1
+"""Exit code when a command could not do what was asked; argparse exits with 2 on bad usage."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments
+        The words after ``laconic``; None for those of this process.
+
+    Returns
+    -------
+    int
+        0 when it went well, 1 when it did not and said why.
+    """
+    options = _parser().parse_args(arguments)
+    if options.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        run: Callable[[argparse.Namespace], None] = import_module(
+            f".{options.command}", __package__
+        ).run
+        run(options)
+    except (LaconicError, OSError) as error:
+        print(f"laconic {options.command}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laconic", description="Make LLM applications pay for fewer tokens."
+    )
+    parser.add_argument("--version", action="version", version=f"laconic {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log each compression")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compress(commands.add_parser("compress", help="compress files or standard input"))
+    _add_bench(commands.add_parser("bench", help="measure methods on questions with answers"))
+    _add_demo(commands.add_parser("demo", help="compress what a retriever finds, on real text"))
+    return parser
+
+
+def _add_compress(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compress text, Markdown or JSON lines. Each file is a document; so is each line of a "
+        "file that ends in .jsonl, which is an object with a key 'text', and optionally 'id' and "
+        "others that are carried through."
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="default, and '-': standard input")
+    parser.add_argument("-q", "--query", help="what the text is wanted for")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("-r", "--rate", type=float, help="fraction of tokens to keep (default 0.5)")
+    size.add_argument("-t", "--tokens", type=int, help="tokens to keep at most")
+    parser.add_argument("-m", "--method", default="auto", help="default: auto, the best that runs")
+    parser.add_argument("--keep", action="append", default=[], help="text that must survive")
+    parser.add_argument(
+        "--per-document", action="store_true", help="the budget holds for each document alone"
+    )
+    parser.add_argument("--counter", help="tokenizer whose tokens count, e.g. o200k_base")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object a kept document, with spans"
+    )
+    parser.add_argument("--jsonl", action="store_true", help="standard input is JSON lines")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure how often the answer survives (retention), or tokens per second (speed)."
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("retention", "speed"),
+        default="retention",
+        metavar="WHAT",
+        help="retention (default) or speed",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets",
+    )
+    parser.add_argument(
+        "--methods",
+        default="lexical,truncate,random,lead",
+        help="comma-separated; the first is tested against each of the others",
+    )
+    parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
+    parser.add_argument("--limit", type=int, help="take only so many examples of a file")
+    parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
+    parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Index the Python language reference with FAISS and the bundled encoder, ask questions "
+        "through a LangChain retriever and a LlamaIndex query engine, and show what is kept."
+    )
+    parser.add_argument("question", nargs="*", help="ask this instead of the prepared questions")
+    parser.add_argument("-r", "--rate", type=float, default=0.25, help="default 0.25")
+    parser.add_argument("-m", "--method", default="auto", help="default: auto, the best that runs")
+    parser.add_argument(
+        "--price", type=float, default=2.5, help="dollars for a million input tokens"
+    )
