@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,8 +61,9 @@ class Budget:
                 f"a budget in tokens is a whole number of at least 0, got {amount!r}; for a "
                 f"fraction of the input use Budget.rate"
             )
-        if self.min_per_passage < 0:
-            raise BudgetError(f"min_per_passage is at least 0, got {self.min_per_passage!r}")
+        least = self.min_per_passage
+        if isinstance(least, bool) or not isinstance(least, (int, np.integer)) or least < 0:
+            raise BudgetError(f"min_per_passage is a whole number of at least 0, got {least!r}")
 
     @classmethod
     def tokens(cls, n: int, *, per_passage: bool = False, min_per_passage: int = 0) -> Budget:
@@ -78,7 +80,7 @@ class Budget:
         """Read an int as tokens and a float as a rate; hand a budget back as it is."""
         if isinstance(value, Budget):
             return value
-        return cls.rate(value) if isinstance(value, float) else cls.tokens(value)
+        return cls.rate(value) if isinstance(value, (float, np.floating)) else cls.tokens(value)
 
     def limit(self, total: int) -> int:
         """Tokens allowed of an input of `total` tokens."""
@@ -88,7 +90,7 @@ class Budget:
         return min(total, max(1, math.floor(self.amount * total + 1e-9)))
 
     def scaled(self, factor: float) -> Budget:
-        """The same kind of budget, `factor` times as large, at most the whole input."""
+        """Make the same kind of budget, `factor` times as large, at most the whole input."""
         if self.kind == "rate":
             return replace(self, amount=min(1.0, self.amount * factor))
         return replace(self, amount=math.ceil(self.amount * factor))
@@ -201,6 +203,8 @@ def _tiktoken_cache_dirs() -> Iterator[Path]:
         yield Path(folder) / "core" / "_static" / "tiktoken_cache"
 
 
+_ENVIRONMENT_LOCK = threading.Lock()
+
 _ENCODING_FILES = {
     "cl100k_base": "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
     "o200k_base": "fb374d419588a4632f3f557e76b4b70aebbca790",
@@ -208,31 +212,34 @@ _ENCODING_FILES = {
 """Name under which tiktoken caches an encoding: sha1 of the address it comes from."""
 
 
+def _cache_dir(encoding_name: str) -> Path | None:
+    """The folder that holds the encoding already."""
+    file = _ENCODING_FILES.get(encoding_name)
+    folders = _tiktoken_cache_dirs() if file else iter(())
+    return next((folder for folder in folders if (folder / str(file)).is_file()), None)
+
+
 @contextmanager
-def _cached_encoding(name: str) -> Iterator[bool]:
-    """Point tiktoken at a folder that holds the encoding; False if none does."""
-    file = _ENCODING_FILES.get(name)
-    for folder in _tiktoken_cache_dirs() if file else ():
-        if (folder / str(file)).is_file():
-            before = os.environ.get("TIKTOKEN_CACHE_DIR")
-            os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
-            try:
-                yield True
-            finally:
-                if before is None:
-                    del os.environ["TIKTOKEN_CACHE_DIR"]
-                else:
-                    os.environ["TIKTOKEN_CACHE_DIR"] = before
-            return
-    yield False
+def _tiktoken_reads(folder: Path | None) -> Iterator[None]:
+    """Let tiktoken look there for its files, which only the environment can tell it."""
+    if folder is None:
+        yield
+        return
+    with _ENVIRONMENT_LOCK:
+        before = os.environ.get("TIKTOKEN_CACHE_DIR")
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TIKTOKEN_CACHE_DIR"]
+            else:
+                os.environ["TIKTOKEN_CACHE_DIR"] = before
 
 
 @functools.cache
 def _default_counter() -> TokenCounter:
-    with _cached_encoding("cl100k_base") as is_local:
-        if is_local:
-            return _tiktoken_counter("cl100k_base")
-    return _APPROXIMATE
+    return _tiktoken_counter("cl100k_base") if _cache_dir("cl100k_base") else _APPROXIMATE
 
 
 @functools.cache
@@ -244,16 +251,25 @@ def _tiktoken_counter(name: str) -> TokenCounter:
     except KeyError:
         encoding_name = name
     try:
-        with _cached_encoding(encoding_name):
+        with _tiktoken_reads(_cache_dir(encoding_name)):
             encoding = tiktoken.get_encoding(encoding_name)
     except ValueError as error:
         known = ", ".join(tiktoken.list_encoding_names())
         raise InputError(f"tiktoken knows no {name!r}; its encodings are {known}") from error
+    except OSError as error:
+        raise InputError(
+            f"the encoding {encoding_name!r} is not on this machine and cannot be downloaded; "
+            f"set TIKTOKEN_CACHE_DIR to a folder that holds it, or count with 'approximate'"
+        ) from error
     return TokenCounter(encoding_name, lambda text: len(encoding.encode_ordinary(text)))
 
 
 def _transformers_counter(tokenizer: Any) -> TokenCounter:
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if hasattr(tokenizer, "no_truncation"):  # a bare `tokenizers.Tokenizer` cuts what it encodes
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
 
     def count(text: str) -> int:
         ids = tokenizer.encode(without_surrogates(text), add_special_tokens=False)
@@ -263,11 +279,17 @@ def _transformers_counter(tokenizer: Any) -> TokenCounter:
 
 
 def _callable_counter(function: Callable[[str], Any]) -> TokenCounter:
+    name = getattr(function, "__name__", type(function).__name__)
+
     def count(text: str) -> int:
         result = function(text)
-        return result if isinstance(result, int) else len(result)
+        if isinstance(result, (int, np.integer)):
+            return int(result)
+        if hasattr(result, "__len__"):
+            return len(result)
+        raise InputError(f"the token counter {name!r} gave {result!r}, expected a count or a list")
 
-    return TokenCounter(getattr(function, "__name__", type(function).__name__), count)
+    return TokenCounter(name, count)
 
 
 _SURROGATE = regex.compile(r"[\uD800-\uDFFF]")

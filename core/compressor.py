@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from .budget import Budget
 from .errors import InputError
 from .guards import KeepPattern
 from .types import Compression, Passage
 
-__all__ = ["Compressor", "Order", "Passages", "as_passages"]
+__all__ = ["Compressor", "Order", "Passages", "as_passages", "as_query", "check_order"]
 
 Order = Literal["source", "score"]
 """How the kept passages stand in the result: as they came, or the most relevant first."""
@@ -139,4 +139,28 @@ def as_passages(given: Passages) -> tuple[Passage, ...]:
                 f"passage {place} is {type(text).__name__}, expected text; decode bytes and "
                 f"leave out what is not text"
             )
+        if not isinstance(passage.metadata, Mapping):
+            raise InputError(
+                f"the metadata of passage {place} is {type(passage.metadata).__name__}, "
+                f"expected a dict"
+            )
     return passages
+
+
+def as_query(query: str | None) -> str | None:
+    """Read a query; a blank one is None.
+
+    Raises
+    ------
+    InputError
+        It is neither a str nor None.
+    """
+    if query is not None and not isinstance(query, str):
+        raise InputError(f"a query is a str or None, got {type(query).__name__}")
+    return query if query and not query.isspace() else None
+
+
+def check_order(order: str) -> None:
+    """Raise `InputError` unless it is an `Order`."""
+    if order not in get_args(Order):
+        raise InputError(f"order is one of {', '.join(get_args(Order))}, got {order!r}")

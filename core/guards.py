@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import regex
 
+from .errors import InputError
 from .types import Span
 
-__all__ = ["ATOM_KINDS", "KeepPattern", "atoms", "keep_spans"]
+__all__ = ["ATOM_KINDS", "KeepPattern", "atoms", "keep_patterns", "keep_spans"]
 
 KeepPattern = str | re.Pattern[str]
 """A str is taken literally; a compiled pattern is searched for."""
@@ -25,7 +27,7 @@ _UNIT = (
     r"|(?:in|ft|lb|oz|mi|mph|rpm|dB|am|pm|a\.m\.|p\.m\.)(?!\p{L})|"
     r"(?:thousand|million|billion|trillion|percent|hundred)"
     r"|(?:second|minute|hour|day|week|month|year|euro|dollar|pound|meter|metre|mile|gram)s?"
-    r"|[$€£¥₹₩])(?!\p{L}))"
+    r"|[$€£¥₹₩](?!\s?\p{Nd}))(?!\p{L}))"
 )
 
 _KINDS = {
@@ -36,7 +38,7 @@ _KINDS = {
     r"|\(\p{Lu}[^()\n]{0,60}?,? (?:1[5-9]|20)\d\d[a-z]?(?:; [^()\n]{1,80})?\)",
     "numbers": rf"(?<![\p{{L}}\p{{Nd}}])(?:{_CURRENCY}\s?)?{_NUMBER}{_UNIT}?",
     "negations": r"(?i:\b(?:not|never|no|none|nor|neither|without|cannot|unless|except|only"
-    r"|\p{L}+n['’]t|must|shall|should|may|might|can|could|would)(?:\s+(?:not|be|have))*"
+    r"|\p{L}{1,8}n['’]t|must|shall|should|may|might|can|could|would)(?:\s+(?:not|be|have))*"
     r"\s+[^\s.;!?]+)",
 }
 ATOM_KINDS = tuple(_KINDS)
@@ -75,16 +77,33 @@ def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
     return _merged(found)
 
 
+def keep_patterns(keep: Any) -> tuple[re.Pattern[str], ...]:
+    """Read what a user may want kept: one `KeepPattern` or several.
+
+    Raises
+    ------
+    InputError
+        Something in it is neither a str nor a compiled pattern for str.
+    """
+    listed = [keep] if isinstance(keep, (str, re.Pattern)) else list(keep)
+    for pattern in listed:
+        is_pattern = isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str)
+        if not (is_pattern or isinstance(pattern, str)):
+            raise InputError(f"keep takes strings and compiled patterns, got {pattern!r}")
+    return tuple(re.compile(re.escape(p)) if isinstance(p, str) else p for p in listed)
+
+
 def keep_spans(text: str, patterns: Sequence[KeepPattern]) -> list[Span]:
     """Find every occurrence of what the caller wants kept: ascending, disjoint spans."""
-    found: list[Span] = []
-    for pattern in patterns:
-        compiled = re.compile(re.escape(pattern)) if isinstance(pattern, str) else pattern
-        found += [Span(m.start(), m.end()) for m in compiled.finditer(text) if m.end() > m.start()]
-    return _merged(found)
+    return _merged(
+        Span(m.start(), m.end())
+        for pattern in keep_patterns(patterns)
+        for m in pattern.finditer(text)
+        if m.end() > m.start()
+    )
 
 
-def _merged(spans: list[Span]) -> list[Span]:
+def _merged(spans: Iterable[Span]) -> list[Span]:
     """Sort spans and unite those that overlap."""
     merged: list[Span] = []
     for span in sorted(spans):

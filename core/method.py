@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from . import guards, units
 from .budget import Budget, TokenCounter
-from .compressor import Compressor, Order, Passages, as_passages
-from .errors import InputError, QueryRequiredError
+from .compressor import Compressor, Order, Passages, as_passages, as_query, check_order
+from .errors import QueryRequiredError
 from .guards import KeepPattern
 from .packing import Scored, pack
 from .types import JOINER, CompressedPassage, Compression, Passage, Span, render
@@ -150,8 +150,8 @@ class Method(Compressor):
     ) -> list[Compression]:
         """See `Compressor.compress_many`; ``seconds`` holds an equal share of the scoring."""
         started = time.perf_counter()
-        if order not in ("source", "score"):
-            raise InputError(f"order is 'source' or 'score', got {order!r}")
+        check_order(order)
+        patterns = guards.keep_patterns(keep)
         size, tokens = Budget.of(budget), TokenCounter.of(counter)
         jobs = [_Job.of(self, given, query, size, tokens) for given, query in requests]
         asked = {i: j.request(self) for i, j in enumerate(jobs) if order == "score" or not j.fits}
@@ -160,7 +160,7 @@ class Method(Compressor):
         results = []
         for i, job in enumerate(jobs):
             started = time.perf_counter()
-            result = job.result(self.name, asked.get(i), scores.get(i), keep, order)
+            result = job.result(self.name, asked.get(i), scores.get(i), patterns, order)
             result = replace(result, seconds=share + time.perf_counter() - started)
             logger.info("%s", result)
             results.append(result)
@@ -187,9 +187,7 @@ class _Job:
         budget: Budget,
         counter: TokenCounter,
     ) -> _Job:
-        if query is not None and not isinstance(query, str):
-            raise InputError(f"a query is a str or None, got {type(query).__name__}")
-        query = query if query and not query.isspace() else None
+        query = as_query(query)
         if method.needs_query and query is None:
             raise QueryRequiredError(
                 f"{method.name} scores text against a query and was given none; pass query=... "

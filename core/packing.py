@@ -78,18 +78,16 @@ def pack(
         The forced units alone do not fit.
     """
     packer = _Packer(passages, min_per_passage, counter)
-    if limit <= 0:
-        chosen = packer.forced
-    else:
-        chosen = packer.fill(limit)
-    if packer.forced.any() and (needed := packer.count(chosen)) > limit:
-        raise BudgetError(
-            f"what must be kept takes {needed} tokens and the budget allows {limit}; "
-            f"raise the budget or keep less"
-        )
-    if limit > 0 and not chosen.any():
+    if packer.forced.any() or limit <= 0:
+        needed = packer.count(packer.forced)
+        if needed > limit:
+            raise BudgetError(
+                f"what must be kept takes {needed} tokens and the budget allows {limit}; "
+                f"raise the budget or keep less"
+            )
+    elif packer.best_is_too_long(limit):
         return packer.best_piece(limit)
-    return packer.spans(chosen)
+    return packer.spans(packer.fill(limit) if limit > 0 else packer.forced)
 
 
 class _Packer:
@@ -106,25 +104,29 @@ class _Packer:
         self.scores = np.concatenate([p.scores for p in passages] or [np.zeros(0)])
         self.forced = np.concatenate([p.forced for p in passages] or [np.zeros(0, bool)])
         self.costs = np.array(
-            counter.count_many(_costed(p.text, unit) for p in passages for unit in p.units),
+            counter.count_many(p.text[a:b].strip() for p in passages for a, b in p.units),
             dtype=np.int64,
         )
         self.joiner_cost = counter.count(JOINER)
         ranking = np.argsort(-self.scores, kind="stable")
-        first = self.forced | self._reserved(ranking, min_per_passage)
-        priority = np.where(self.forced, 2, np.where(first, 1, 0))
-        self.ranking = ranking[np.argsort(-priority[ranking], kind="stable")]
+        turn = self._turns(ranking, min_per_passage)
+        turn[self.forced] = -1
+        self.ranking = ranking[np.argsort(turn[ranking], kind="stable")]
 
-    def _reserved(self, ranking: NDArray[np.int64], minimum: int) -> NDArray[np.bool_]:
-        """The best units of each passage, until they reach the minimum."""
-        reserved = np.zeros(len(ranking), bool)
+    def _turns(self, ranking: NDArray[np.int64], minimum: int) -> NDArray[np.int64]:
+        """When each unit is chosen: first the best of each passage, then the second best of
+        those that have not reached the minimum, and so on; last all others at once.
+        """
+        turns = np.full(len(ranking), len(ranking))
         if minimum > 0:
-            held = np.zeros(len(self.passages), np.int64)
-            for unit in ranking:
-                if held[self.owner[unit]] < minimum:
-                    reserved[unit] = True
-                    held[self.owner[unit]] += self.costs[unit]
-        return reserved
+            held = [0] * len(self.passages)
+            taken = [0] * len(self.passages)
+            for unit, owner in zip(ranking, self.owner[ranking], strict=True):
+                if held[owner] < minimum:
+                    turns[unit] = taken[owner]
+                    held[owner] += self.costs[unit]
+                    taken[owner] += 1
+        return turns
 
     def fill(self, limit: int) -> NDArray[np.bool_]:
         """The best choice whose exact count is within the limit."""
@@ -201,8 +203,14 @@ class _Packer:
             for p, start, end in zip(self.passages, self.bounds[:-1], self.bounds[1:], strict=True)
         ]
 
+    def best_is_too_long(self, limit: int) -> bool:
+        """Whether not even the best unit alone is within the limit."""
+        alone = np.zeros(len(self.ranking), bool)
+        alone[self.ranking[:1]] = True
+        return self.count(alone) > limit
+
     def best_piece(self, limit: int) -> list[list[Span]]:
-        """As much as fits of the best unit, when no unit fits whole."""
+        """As much as fits of the best unit that has a piece which fits."""
         result: list[list[Span]] = [[] for _ in self.passages]
         for unit in self.ranking.tolist():
             owner = self.owner[unit]
@@ -222,6 +230,9 @@ def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None
     None if no character of the unit fits.
     """
     inside = text[unit.start : unit.end]
+    if not inside.isspace():
+        inside = inside.lstrip()
+    offset = unit.end - len(inside)
     atoms = guards.atoms(inside, guards.ATOM_KINDS)
     for pieces in (words(inside, atoms), words(inside), graphemes(inside)):
         low, high = 0, len(pieces)
@@ -233,18 +244,12 @@ def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None
                 high = middle - 1
         end = pieces[low - 1].end if low else 0
         if inside[:end].strip():
-            return Span(unit.start, unit.start + len(inside[:end].rstrip()))
+            return Span(offset, offset + len(inside[:end].rstrip()))
     distinct = {inside[start:end]: start for start, end in reversed(graphemes(inside))}
     for character, start in sorted(distinct.items(), key=lambda c: (c[0].isspace(), c[1])):
         if counter.count(character) <= limit:
-            return Span(unit.start + start, unit.start + start + len(character))
+            return Span(offset + start, offset + start + len(character))
     return None
-
-
-def _costed(text: str, unit: Span) -> str:
-    """The characters whose tokens a unit is charged: its core and the space before it."""
-    start = unit.start - (unit.start > 0 and text[unit.start - 1] == " ")
-    return text[start : unit.end].rstrip()
 
 
 def _kept_spans(text: str, units: Sequence[Span], kept: Sequence[int]) -> list[Span]:
@@ -274,7 +279,7 @@ def _core_end(text: str, unit: Span) -> int:
     return unit.start + len(text[unit.start : unit.end].rstrip())
 
 
-_GLUED = regex.compile(r"[\p{L}\p{N}\p{M}]")
+_WORD_CHARACTER = regex.compile(r"[\p{L}\p{N}\p{M}]")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}]")
 
 
@@ -285,15 +290,16 @@ def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> S
     was one, else a line break, else a space. Scripts that write no spaces need none; where two
     words of another script would meet, the last dropped character stays between them.
     """
-    best = Span(_core_end(text, units[kept]), units[kept].end)
-    breaks = text.count("\n", *best)
-    for unit in units[kept + 1 : following]:
+    best, most_breaks = None, -1
+    for unit in units[kept:following]:
         gap = Span(_core_end(text, unit), unit.end)
-        if (count := text.count("\n", *gap)) > breaks or best.start == best.end:
-            best, breaks = gap, max(count, breaks)
-    if best.start == best.end:
-        before, after = text[best.start - 1], text[units[following].start]
-        sides_meet = _GLUED.match(before) and _GLUED.match(after)
-        if sides_meet and not (_UNSPACED.match(before) or _UNSPACED.match(after)):
-            return Span(units[following].start - 1, units[following].start)
-    return best
+        breaks = text.count("\n", *gap)
+        if gap.end > gap.start and breaks > most_breaks:
+            best, most_breaks = gap, breaks
+    if best is not None:
+        return best
+    end, start = _core_end(text, units[kept]), units[following].start
+    are_glued = _WORD_CHARACTER.match(text[end - 1]) and _WORD_CHARACTER.match(text[start])
+    if are_glued and not (_UNSPACED.match(text[end - 1]) or _UNSPACED.match(text[start])):
+        return Span(start - 1, start)
+    return Span(end, end)

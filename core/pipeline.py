@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from .budget import Budget, TokenCounter
-from .compressor import Compressor, Order, Passages, as_passages
+from .compressor import Compressor, Order, Passages, as_passages, as_query, check_order
 from .errors import InputError
 from .guards import KeepPattern
 from .types import JOINER, Compression, Passage, Span
@@ -45,6 +44,7 @@ class Pipeline(Compressor):
         order: Order = "source",
     ) -> list[Compression]:
         """See `Compressor.compress_many`; the second stage takes the requests one by one."""
+        check_order(order)
         size, tokens = Budget.of(budget), TokenCounter.of(counter)
         staged = self._each_passage if size.per_passage else self._together
         return [
@@ -117,12 +117,15 @@ class Pipeline(Compressor):
         ]
         kept = [outcome for outcome in outcomes if outcome.spans]
         if order == "score":
-            kept.sort(key=lambda p: -(p.score if p.score is not None else math.inf))
+            # Scores of separate calls cannot be compared, so what is left is scored once more.
+            texts = [Passage(p.text, p.id, p.metadata) for p in kept]
+            ranked = self.fine.compress(texts, query=query, budget=1.0, order="score")
+            kept = [replace(kept[p.index], score=p.score) for p in ranked.passages]
         return Compression(
             passages=tuple(kept),
             dropped=tuple(outcome for outcome in outcomes if not outcome.spans),
             method=self.name,
-            query=query,
+            query=as_query(query),
             budget=budget,
             limit=sum(part.limit for part in parts),
             counter=counter.name,

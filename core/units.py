@@ -55,10 +55,11 @@ _MIN_WRAP, _MAX_WRAP = 40, 120
 _CLAUSE_END = regex.compile(r"[;:,)\]—–，、；：）][\p{SB=Close}]*+\s*+")
 _SPACE_END = regex.compile(r"\s++")
 
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}"
+_KANA_MARKS = "ーﾞﾟ"
+_UNSPACED = rf"\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Bopomofo}}\p{{Yi}}{_KANA_MARKS}"
 _WORD = regex.compile(
     rf"(?:[\p{{Ps}}\p{{Pi}}]*"
-    rf"(?:[\p{{Katakana}}ー]+|[{_UNSPACED}]\p{{M}}*)[^\s\p{{L}}\p{{N}}\p{{Ps}}\p{{Pi}}]*"
+    rf"(?:[\p{{Katakana}}{_KANA_MARKS}]+|[{_UNSPACED}]\p{{M}}*)[^\s\p{{L}}\p{{N}}\p{{Ps}}\p{{Pi}}]*"
     rf"|(?:(?![{_UNSPACED}])\S)+)\s*",
     regex.V1,
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from ..core import (
     Budget,
@@ -21,6 +22,34 @@ from ..core import (
 )
 
 __all__ = ["CompressionSettings", "facts"]
+
+
+class _Made:
+    """The compressor that settings describe, made once for as long as they stay the same.
+
+    It is of no account when settings are compared, and is made anew for their copies.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[Any, ...], Compressor] | None = None
+
+    def compressor(self, settings: CompressionSettings) -> Compressor:
+        if settings.compressor is not None:
+            return settings.compressor
+        described = (settings.method, dict(settings.method_options))
+        last = self._last
+        if last is None or last[0] != described:
+            last = (described, get_compressor(settings.method, **settings.method_options))
+            self._last = last
+        return last[1]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Made)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Made, ()
 
 
 class CompressionSettings(BaseModel):
@@ -57,18 +86,18 @@ class CompressionSettings(BaseModel):
     """Whose tokens are counted: a tiktoken encoding or model name. None: cl100k_base if its
     file is on this machine, else an estimate."""
 
-    compressor: Compressor | None = Field(default=None, exclude=True, repr=False)
+    compressor: SkipJsonSchema[Compressor | None] = Field(default=None, exclude=True, repr=False)
     """A compressor to use in place of `method`; it may be shared by several components."""
 
-    _made: Compressor | None = PrivateAttr(default=None)
+    _made: _Made = PrivateAttr(default_factory=lambda: _Made())
 
     @model_validator(mode="after")
     def _check(self) -> CompressionSettings:
         if self.rate is not None and self.target_tokens is not None:
             raise ValueError("set rate or target_tokens, not both")
         _ = self.budget
-        if self.compressor is None and self.method != "auto":
-            self._made = get_compressor(self.method, **self.method_options)
+        if self.method != "auto":  # which may look for a model
+            self._made.compressor(self)
         return self
 
     @property
@@ -82,9 +111,7 @@ class CompressionSettings(BaseModel):
 
     def compress(self, passages: Sequence[Passage], query: str | None) -> Compression:
         """Compress passages as the fields say."""
-        if self._made is None:
-            self._made = self.compressor or get_compressor(self.method, **self.method_options)
-        return self._made.compress(
+        return self._made.compressor(self).compress(
             passages,
             query=query,
             budget=self.budget,

@@ -13,6 +13,12 @@ from .runner import Cell
 __all__ = ["Table", "save"]
 
 
+_HEADER = (
+    "| rate | method | answer | answer words | all evidence | evidence | p | used | over | loose "
+    "| ms |"
+)
+
+
 @dataclass(slots=True)
 class Table:
     """The cells of one data set.
@@ -47,11 +53,12 @@ class Table:
         """
         reference, *_ = self.cells
         lines = [
-            f"**{self.title}**: {self.n} examples, {self.counter}; retained [95 % interval]; "
-            f"p: exact McNemar against {reference}",
+            (
+                f"**{self.title}**: {self.n} examples, {self.counter}; retained [95 % interval]; "
+                f"p: exact McNemar against {reference}"
+            ),
             "",
-            "| rate | method | answer | answer words | all evidence | evidence | p | used | over | "
-            "loose | ms |",
+            _HEADER,
             "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for rate in next(iter(self.cells.values())):

@@ -15,6 +15,7 @@ import numpy as np
 import regex
 import Stemmer
 
+from ..errors import InputError
 from ..method import Floats, Method, Request, Scores
 
 __all__ = ["Lexical"]
@@ -63,6 +64,11 @@ class Lexical(Method):
     stemmer: str = "english"
 
     name = "lexical"
+
+    def __post_init__(self) -> None:
+        if self.stemmer not in Stemmer.algorithms():
+            known = ", ".join(Stemmer.algorithms())
+            raise InputError(f"no stemmer {self.stemmer!r}; there are {known}")
 
     def score(self, request: Request) -> Scores:
         """Score sentences by their BM25 plus the weighted BM25 of the text around them."""

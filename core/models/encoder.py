@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -68,8 +69,20 @@ class Encoder:
     @classmethod
     @functools.cache
     def shared(cls) -> Encoder:
-        """The process's one encoder with the default model."""
+        """Return the process's one encoder with the default model."""
         return cls()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the settings; what was loaded and remembered stays behind."""
+        if self is Encoder.shared():
+            return Encoder.shared, ()
+        return _encoder, (
+            self._source,
+            self._device,
+            self._batch_size,
+            self._cache_size,
+            self._trust_remote_code,
+        )
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts.
@@ -89,7 +102,7 @@ class Encoder:
             for key, row in zip(keys, rows, strict=True):
                 self._cache[key] = row
                 self._cache.move_to_end(key)
-            while len(self._cache) > self._cache_size:
+            while len(self._cache) > max(0, self._cache_size):
                 self._cache.popitem(last=False)
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
@@ -100,23 +113,36 @@ class Encoder:
             self._model = load_sentence_transformer(
                 self._source, device=self._device, trust_remote_code=self._trust_remote_code
             )
-        vectors: NDArray[np.float32] = np.array(
-            self._model.encode(
-                [without_surrogates(text) for text in texts],
-                batch_size=self._batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            ),
-            dtype=np.float32,
+        options = {"batch_size": self._batch_size, "show_progress_bar": False}
+        known = inspect.signature(self._model.encode).parameters
+        result = self._model.encode(
+            [without_surrogates(text) for text in texts],
+            **{name: value for name, value in options.items() if name in known},
         )
-        if vectors.ndim != 2 or len(vectors) != len(texts):
+        try:
+            vectors: NDArray[np.float32] = np.array(result, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the encoder returned no array of numbers: {error}") from error
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise ModelError(
                 f"the encoder returned an array of shape {vectors.shape} for {len(texts)} texts, "
-                f"expected one row a text"
+                f"expected a row of finite numbers for each"
             )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
         return vectors
+
+
+def _encoder(
+    model: Any, device: str | None, batch_size: int, cache_size: int, trust_remote_code: bool
+) -> Encoder:
+    return Encoder(
+        model,
+        device=device,
+        batch_size=batch_size,
+        cache_size=cache_size,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _key(text: str) -> bytes:

