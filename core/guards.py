@@ -17,7 +17,7 @@ from .types import Span
 
 __all__ = ["ATOM_KINDS", "KeepPattern", "atoms", "keep_patterns", "keep_spans"]
 
-KeepPattern = str | re.Pattern[str]
+KeepPattern = str | re.Pattern[str] | regex.Pattern[str]
 """A str is taken literally; a compiled pattern is searched for."""
 
 _CURRENCY = r"[$€£¥₹₩]"
@@ -77,7 +77,7 @@ def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
     return _merged(found)
 
 
-def keep_patterns(keep: Any) -> tuple[re.Pattern[str], ...]:
+def keep_patterns(keep: Any) -> tuple[re.Pattern[str] | regex.Pattern[str], ...]:
     """Read what a user may want kept: one `KeepPattern` or several.
 
     Raises
@@ -85,9 +85,9 @@ def keep_patterns(keep: Any) -> tuple[re.Pattern[str], ...]:
     InputError
         Something in it is neither a str nor a compiled pattern for str.
     """
-    listed = [keep] if isinstance(keep, (str, re.Pattern)) else list(keep)
+    listed = [keep] if isinstance(keep, (str, re.Pattern, regex.Pattern)) else list(keep)
     for pattern in listed:
-        is_pattern = isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str)
+        is_pattern = isinstance(getattr(pattern, "pattern", None), str)
         if not (is_pattern or isinstance(pattern, str)):
             raise InputError(f"keep takes strings and compiled patterns, got {pattern!r}")
     return tuple(re.compile(re.escape(p)) if isinstance(p, str) else p for p in listed)

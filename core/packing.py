@@ -78,16 +78,18 @@ def pack(
         The forced units alone do not fit.
     """
     packer = _Packer(passages, min_per_passage, counter)
-    if packer.forced.any() or limit <= 0:
+    if packer.forced.any():
         needed = packer.count(packer.forced)
         if needed > limit:
             raise BudgetError(
                 f"what must be kept takes {needed} tokens and the budget allows {limit}; "
                 f"raise the budget or keep less"
             )
+    elif limit <= 0:
+        return [[] for _ in passages]
     elif packer.best_is_too_long(limit):
         return packer.best_piece(limit)
-    return packer.spans(packer.fill(limit) if limit > 0 else packer.forced)
+    return packer.spans(packer.fill(limit))
 
 
 class _Packer:

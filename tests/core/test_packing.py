@@ -248,9 +248,9 @@ def test_of_equal_units_the_first_are_kept() -> None:
     assert parts([passage], pack([passage], 6, WORDS)) == ["Aa aa aa. Bb bb bb."]
 
 
-def test_a_unit_too_long_makes_way_for_one_that_fits() -> None:
+def test_the_best_unit_is_cut_rather_than_left_out_for_a_worse_one() -> None:
     passage = scored("A very long sentence that does not fit at all. Short one.", [2, 1])
-    assert parts([passage], pack([passage], 3, WORDS)) == ["Short one."]
+    assert parts([passage], pack([passage], 3, WORDS)) == ["A very long"]
 
 
 def test_the_best_passages_win() -> None:
@@ -401,7 +401,7 @@ def best_cut(text: str, limit: int, counter: TokenCounter = LETTERS) -> str | No
         ("👩‍👩‍👧a", 2, "a"),
         ("👩‍👩‍👧", 2, None),
         ("e\u0301", 1, None),
-        ("  a b", 3, "  a"),
+        ("  a b", 3, "a b"),
         ("word", 0, None),
     ],
 )
