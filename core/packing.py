@@ -29,6 +29,11 @@ _CORRECTIONS = 4
 """Times the cost estimate is corrected; two are enough for most texts."""
 
 
+_REPEAT = 30
+"""Characters from which on a unit that stands elsewhere too says nothing new; overlapping chunks
+and boilerplate bring many such. Shorter ones, single words above all, may well be needed twice."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """One passage cut into units, each with what speaks for it.
@@ -101,19 +106,28 @@ class _Packer:
         self.passages = passages
         self.counter = counter
         sizes = [len(p.units) for p in passages]
-        self.bounds = np.cumsum([0, *sizes])
+        self.bounds = np.cumsum([0, *sizes]).tolist()
         self.owner = np.repeat(np.arange(len(passages)), sizes)
         self.scores = np.concatenate([p.scores for p in passages] or [np.zeros(0)])
         self.forced = np.concatenate([p.forced for p in passages] or [np.zeros(0, bool)])
-        self.costs = np.array(
-            counter.count_many(p.text[a:b].strip() for p in passages for a, b in p.units),
-            dtype=np.int64,
-        )
+        self.texts = [p.text[start:end].strip() for p in passages for start, end in p.units]
+        self.costs = np.array(counter.count_many(self.texts), dtype=np.int64)
         self.joiner_cost = counter.count(JOINER)
         ranking = np.argsort(-self.scores, kind="stable")
+        ranking = self._repeats_last(ranking)
         turn = self._turns(ranking, min_per_passage)
         turn[self.forced] = -1
         self.ranking = ranking[np.argsort(turn[ranking], kind="stable")]
+
+    def _repeats_last(self, ranking: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Put every unit behind all others whose text stands in a better one already."""
+        first: dict[str, int] = {}
+        for unit in ranking.tolist():
+            first.setdefault(self.texts[unit], unit)
+        is_repeat = np.array(
+            [len(text) >= _REPEAT and first[text] != i for i, text in enumerate(self.texts)], bool
+        )
+        return ranking[np.argsort(is_repeat[ranking], kind="stable")]
 
     def _turns(self, ranking: NDArray[np.int64], minimum: int) -> NDArray[np.int64]:
         """When each unit is chosen: first the best of each passage, then the second best of
@@ -132,7 +146,8 @@ class _Packer:
 
     def fill(self, limit: int) -> NDArray[np.bool_]:
         """The best choice whose exact count is within the limit."""
-        best, best_count = self.forced.copy(), -1
+        best = chosen = self.forced.copy()
+        best_count = -1
         target = float(limit)
         for _ in range(_CORRECTIONS):
             chosen = self._greedy(target)
@@ -215,7 +230,7 @@ class _Packer:
         """As much as fits of the best unit that has a piece which fits."""
         result: list[list[Span]] = [[] for _ in self.passages]
         for unit in self.ranking.tolist():
-            owner = self.owner[unit]
+            owner = int(self.owner[unit])
             passage = self.passages[owner]
             piece = cut(passage.text, passage.units[unit - self.bounds[owner]], limit, self.counter)
             if piece is not None:

@@ -103,10 +103,10 @@ def save(table: Table, folder: Path) -> None:
         raise MissingExtraError("a plot", "bench") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    rates = sorted(next(iter(table.cells.values())))
     for method, by_rate in table.cells.items():
-        rates = sorted(by_rate)
-        kept = [by_rate[r].answer or by_rate[r].all_evidence for r in rates]
-        points = [(r, k) for r, k in zip(rates, kept, strict=True) if k is not None]
+        kept = [(r, by_rate[r].answer or by_rate[r].all_evidence) for r in rates]
+        points = [(r, k) for r, k in kept if k is not None]
         values = [100 * k.value for _, k in points]
         spread = (
             [100 * (k.value - k.low) for _, k in points],

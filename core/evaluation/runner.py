@@ -11,7 +11,7 @@ from ..budget import Budget, TokenCounter
 from ..compressor import Compressor
 from ..guards import atoms
 from ..packing import TOLERANCE
-from ..types import Compression
+from ..types import JOINER, Compression
 from ..units import sentences
 from .datasets import Example
 from .metrics import Interval, contains_answer, evidence_kept, wilson_interval, word_recall
@@ -112,8 +112,9 @@ def _is_tight(result: Compression, counter: TokenCounter) -> bool:
     slack = result.limit - result.tokens_after
     if slack <= TOLERANCE * result.limit or result.tokens_after == result.tokens_before:
         return True
+    room = slack - counter.count(JOINER) - 1  # a seam may cost a token
     return all(
-        counter.count(p.passage.text[start:end].strip()) > slack - 1
+        counter.count(p.passage.text[start:end].strip()) > room
         for p in (*result.passages, *result.dropped)
         for start, end in sentences(p.passage.text, atoms(p.passage.text))
         if not any(s.start < end and start < s.end for s in p.spans)

@@ -57,7 +57,7 @@ class Encoder:
                 f"an encoder is a hub id, a folder or an object with encode(), got {model!r}"
             )
         self._source = model
-        self._model = model if hasattr(model, "encode") and not isinstance(model, str) else None
+        self._model: Any = None if model is None or isinstance(model, (str, Path)) else model
         self._device = device
         self._batch_size = batch_size
         self._trust_remote_code = trust_remote_code

@@ -10,7 +10,7 @@ from ...core.errors import MissingExtraError
 
 __all__ = ["run"]
 
-QUESTIONS = (
+QUESTIONS: tuple[str, ...] = (
     "In which order are the operands of an assignment evaluated?",
     "What happens if a finally clause executes a return statement?",
     "When is a generator's close() method called and what does it raise?",

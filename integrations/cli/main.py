@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 
-from ... import __version__
 from ...core.errors import LaconicError
 
 __all__ = ["main"]
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f".{options.command}", __package__
         ).run
         run(options)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (LaconicError, OSError) as error:
         print(f"laconic {options.command}: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -51,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="laconic", description="Make LLM applications pay for fewer tokens."
     )
-    parser.add_argument("--version", action="version", version=f"laconic {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"laconic {metadata.version('laconic')}"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log each compression")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compress(commands.add_parser("compress", help="compress files or standard input"))

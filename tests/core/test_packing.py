@@ -468,3 +468,17 @@ def test_cut_leaves_number_and_unit_or_not_and_verb_together(text: str, limit: i
     if first and first.end > limit:
         return  # not even the first thing fits
     assert not any(a.start < len(left) < a.end for a in atoms)
+
+
+def test_a_sentence_that_overlapping_chunks_repeat_is_kept_once() -> None:
+    shared = "The shared sentence stands in both of the chunks. "
+    given = [scored(f"{shared}First chunk only here.", [9, 1]), scored(f"{shared}Second.", [8, 2])]
+    kept = parts(given, pack(given, 15, WORDS))
+    assert kept == [f"{shared}First chunk only here.", "Second."]
+
+
+def test_repeats_are_kept_when_there_is_room() -> None:
+    given = [scored("A sentence that says the same in both. Aa.", [1, 3]) for _ in range(3)]
+    kept = pack(given, 19, WORDS)
+    assert parts(given, kept)[0] == given[0].text
+    assert parts(given, kept)[1].startswith("A sentence")

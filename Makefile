@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.10 or newer and a package index, and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BENCH_DATA ?= $(or $(LACONIC_DATA),../shared/data)
+RIVALS := documents,langchain-embeddings-filter,llamaindex-sentence-optimizer
+BASELINES := truncate,random,lead
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/laconic demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: $(VENV)/installed
+	$(BIN)/laconic bench --methods extractive,lexical,$(RIVALS),$(BASELINES) --out bench-results \
+		--data $(foreach f,nq20 squad multihop covidqa,$(BENCH_DATA)/$(f).jsonl.gz)
+
+# torch is installed first and alone: its pinned release has a CPU build, the newest may not.
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .editable build dist
