@@ -215,9 +215,14 @@ class _Packer:
 
     def spans(self, chosen: NDArray[np.bool_]) -> list[list[Span]]:
         """The kept parts of each passage."""
+        kept = np.flatnonzero(chosen)
+        ends = np.searchsorted(kept, self.bounds).tolist()
+        places = kept.tolist()
         return [
-            _kept_spans(p.text, p.units, np.flatnonzero(chosen[start:end]).tolist())
-            for p, start, end in zip(self.passages, self.bounds[:-1], self.bounds[1:], strict=True)
+            _kept_spans(p.text, p.units, [unit - first for unit in places[start:end]])
+            for p, first, start, end in zip(
+                self.passages, self.bounds, ends[:-1], ends[1:], strict=False
+            )
         ]
 
     def best_is_too_long(self, limit: int) -> bool:

@@ -136,7 +136,10 @@ def _outside(ends: Iterable[int], atoms: Sequence[Span]) -> Iterator[int]:
 
 def _line_ends(text: str) -> Iterator[int]:
     """Ends of logical lines: a line break made by hand-wrapping a paragraph does not count."""
-    for block in paragraphs(text) if "\n" in text else [Span(0, len(text))]:
+    if "\n" not in text:
+        yield len(text)
+        return
+    for block in paragraphs(text):
         lines = _tile(text, (m.end() for m in _LINE_BREAK.finditer(text, *block)), *block)
         width = max((len(text[a:b].rstrip()) for a, b in lines), default=0)
         for line, following in pairwise(lines):

@@ -16,12 +16,14 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import InputError, MissingExtraError
-from ..types import Passage, Span
+from ..types import JOINER, Passage, Span
+from .metrics import contains_answer
 
 __all__ = ["Example", "load"]
 
@@ -34,7 +36,7 @@ _LONG = 4000
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Example:
     """One question with the passages to compress for it.
 
@@ -54,6 +56,11 @@ class Example:
     answers: tuple[str, ...]
     passages: tuple[Passage, ...]
     supporting: tuple[tuple[int, Span], ...] = ()
+
+    @cached_property
+    def is_answerable(self) -> bool:
+        """Whether an answer stands in the passages to begin with."""
+        return contains_answer(JOINER.join(p.text for p in self.passages), self.answers)
 
 
 def load(path: str | Path) -> list[Example]:

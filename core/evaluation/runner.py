@@ -91,15 +91,13 @@ def run(
     """Compress the passages of each example for its question, one at a time."""
     tokens = TokenCounter.of(counter)
     for example in examples:
-        full = "\n\n".join(p.text for p in example.passages)
-        is_answerable = contains_answer(full, example.answers)
         result = compressor.compress(
             example.passages, query=example.question, budget=budget, counter=tokens
         )
         text = result.text
         yield Outcome(
-            answer=contains_answer(text, example.answers) if is_answerable else None,
-            words=word_recall(text, example.answers) if is_answerable else None,
+            answer=contains_answer(text, example.answers) if example.is_answerable else None,
+            words=word_recall(text, example.answers) if example.is_answerable else None,
             evidence=evidence_kept(result, example.supporting) if example.supporting else None,
             limit=result.limit,
             tokens=result.tokens_after,

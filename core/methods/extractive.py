@@ -49,7 +49,7 @@ class Extractive(Method):
         model: Any = None,
         *,
         context_weight: float = 2.0,
-        lexical_weight: float = 0.1,
+        lexical_weight: float = 0.8,
         device: str | None = None,
     ) -> None:
         if isinstance(model, Encoder):

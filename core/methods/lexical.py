@@ -7,8 +7,9 @@ average length) are those of the request itself: its sentences, and its passages
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,8 @@ _TYPICAL_TERMS = 20
 """Frequent terms that stand in for a query."""
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}"
-_TERM = regex.compile(rf"(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+|[{_UNSPACED}\p{{M}}]+")
+_WORD = regex.compile(rf"(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+|[{_UNSPACED}\p{{M}}]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 _UNSPACED_START = regex.compile(rf"[{_UNSPACED}]")
 
 
@@ -72,72 +74,82 @@ class Lexical(Method):
 
     def score(self, request: Request) -> Scores:
         """Score sentences by their BM25 plus the weighted BM25 of the text around them."""
-        analyse = _Analyser(self.stemmer)
-        windows, window_of_unit, passage_of_window = request.windows(_WINDOW)
-        sentence_terms = [analyse(text) for text in request.unit_texts()]
-        wanted = _query_terms(analyse, request.query, sentence_terms)
-        around = self._bm25([analyse(text) for text in windows], wanted)
-        own = self._bm25(sentence_terms, wanted)
-        units = own + self.context_weight * around[window_of_unit]
+        lines = [_words(text) for text in request.unit_texts()]
+        titles = [_words(title) for title in request.titles]
+        stems = _stems(self.stemmer, [*lines, *titles])
+        wanted = _wanted(self.stemmer, request.query, lines, stems)
+        counts, lengths = _counts(lines, stems, wanted), _lengths(lines)
+        _, window_of_unit, passage_of_window = request.windows(_WINDOW)
+        window_counts = _counts(titles, stems, wanted)[passage_of_window]
+        np.add.at(window_counts, window_of_unit, counts)
+        window_lengths = _lengths(titles)[passage_of_window]
+        np.add.at(window_lengths, window_of_unit, lengths)
+        around = self._bm25(window_counts, window_lengths)
+        units = self._bm25(counts, lengths) + self.context_weight * around[window_of_unit]
         passages = np.zeros(len(request.passages))
         np.maximum.at(passages, passage_of_window, around)
         if request.query is None:
             units = units / (1 + 0.1 * request.places())
         return Scores(request.per_passage(units), passages)
 
-    def _bm25(self, texts: Sequence[Sequence[str]], wanted: Sequence[str]) -> Floats:
-        """BM25 of each text for the wanted terms, shape ``(len(texts),)``."""
-        counts = _counts(texts, wanted)
-        lengths = np.array([len(terms) for terms in texts], dtype=np.float64)
+    def _bm25(self, counts: Floats, lengths: Floats) -> Floats:
+        """BM25 of each row of counts, shape ``(texts, terms)``; shape ``(texts,)``."""
         holders = (counts > 0).sum(axis=0)
-        idf = np.log1p((len(texts) - holders + 0.5) / (holders + 0.5))
-        relative = lengths / max(float(lengths.mean()), 1.0) if len(texts) else lengths
+        idf = np.log1p((len(counts) - holders + 0.5) / (holders + 0.5))
+        relative = lengths / max(float(lengths.mean()), 1.0) if len(lengths) else lengths
         saturation = self.k1 * (1 - self.b + self.b * relative)
         scores: Floats = (counts * (self.k1 + 1) / (counts + saturation[:, None])) @ idf
         return scores
 
 
-class _Analyser:
-    """Cuts text into lower-case stems, and runs of unspaced scripts into pairs of characters."""
-
-    def __init__(self, stemmer: str) -> None:
-        # PyStemmer's objects must not be shared by threads, so each request makes its own.
-        self._stem = Stemmer.Stemmer(stemmer).stemWord
-        self._stems: dict[str, str] = {}
-
-    def __call__(self, text: str) -> list[str]:
-        stems = self._stems
-        found: list[str] = []
-        for word in _TERM.findall(text.lower()):
-            stem = stems.get(word)
-            if stem is None:
-                if not word.isascii() and _UNSPACED_START.match(word):
-                    found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
-                    continue
-                stem = stems[word] = self._stem(word)
-            found.append(stem)
-        return found
+def _words(text: str) -> list[str]:
+    """Lower-case words; runs of unspaced scripts become pairs of neighbouring characters."""
+    text = text.lower()
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    found: list[str] = []
+    for word in _WORD.findall(text):
+        if word.isascii() or not _UNSPACED_START.match(word):
+            found.append(word)
+        else:
+            found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
+    return found
 
 
-def _query_terms(
-    analyse: _Analyser, query: str | None, texts: Sequence[Sequence[str]]
+def _stems(stemmer: str, texts: Iterable[Sequence[str]]) -> dict[str, str]:
+    """The stem of each distinct word."""
+    distinct = list(set[str]().union(*texts))
+    # PyStemmer's objects must not be shared by threads, so each call makes its own.
+    return dict(zip(distinct, Stemmer.Stemmer(stemmer).stemWords(distinct), strict=True))
+
+
+def _wanted(
+    stemmer: str, query: str | None, texts: Iterable[Sequence[str]], stems: Mapping[str, str]
 ) -> list[str]:
-    """The distinct terms to look for: the query's, or the texts' most frequent ones."""
-    stop_words = {stem for word in _STOP_WORDS for stem in analyse(word)}
+    """The distinct stems to look for: the query's, or the texts' most frequent ones."""
     if query is None:
-        frequent = Counter(term for text in texts for term in text if term not in stop_words)
-        return [term for term, _ in frequent.most_common(_TYPICAL_TERMS)]
-    terms = list(dict.fromkeys(analyse(query)))
-    return [term for term in terms if term not in stop_words] or terms
+        words = (word for text in texts for word in text if word not in _STOP_WORDS)
+        frequent = Counter(stems[word] for word in words)
+        return [stem for stem, _ in frequent.most_common(_TYPICAL_TERMS)]
+    asked = _words(query)
+    telling = [word for word in asked if word not in _STOP_WORDS] or asked
+    known = _stems(stemmer, [telling])
+    return list(dict.fromkeys(known[word] for word in telling))
 
 
-def _counts(texts: Sequence[Sequence[str]], wanted: Sequence[str]) -> Floats:
-    """How often each text holds each wanted term, shape ``(len(texts), len(wanted))``."""
-    column = {term: i for i, term in enumerate(wanted)}
+def _lengths(texts: Sequence[Sequence[str]]) -> Floats:
+    return np.array([len(words) for words in texts], dtype=np.float64)
+
+
+def _counts(
+    texts: Sequence[Sequence[str]], stems: Mapping[str, str], wanted: Sequence[str]
+) -> Floats:
+    """How often each text holds each wanted stem, shape ``(len(texts), len(wanted))``."""
+    place = {stem: i for i, stem in enumerate(wanted)}
+    column = {word: place[stem] for word, stem in stems.items() if stem in place}
     counts = np.zeros((len(texts), len(wanted)))
-    for row, terms in enumerate(texts):
-        for term in terms:
-            place = column.get(term)
-            if place is not None:
-                counts[row, place] += 1
+    for row, words in enumerate(texts):
+        for word in words:
+            if word in column:
+                counts[row, column[word]] += 1
     return counts
