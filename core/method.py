@@ -81,11 +81,7 @@ class Request:
         for i, (text, spans, title) in enumerate(
             zip(self.passages, self.units, self.titles, strict=True)
         ):
-            count = max(1, round(len(text) / size))
-            firsts = np.searchsorted(
-                [span.end for span in spans], np.arange(count) * len(text) / count, side="right"
-            )
-            starts = sorted(set(firsts.tolist())) if spans else []
+            starts = _window_starts(spans, max(1, round(len(text) / size)))
             for first, last in zip(starts, [*starts[1:], len(spans)], strict=False):
                 window_of_unit += [len(texts)] * (last - first)
                 passage_of_window.append(i)
@@ -195,7 +191,8 @@ class _Job:
             )
         passages = as_passages(given)
         tokens = tuple(counter.count_many(p.text for p in passages))
-        total = counter.count(JOINER.join(p.text for p in passages))
+        joined = JOINER.join(p.text for p in passages)
+        total = tokens[0] if len(tokens) == 1 else counter.count(joined)
         return cls(passages, query, budget, counter, tokens, total)
 
     def request(self, method: Method) -> Request:
@@ -290,12 +287,23 @@ class _Job:
         return [by_passage[i] for i in range(len(candidates))]
 
 
+def _window_starts(spans: Sequence[Span], count: int) -> list[int]:
+    """The first unit of each of at most `count` windows of about the same length."""
+    if count == 1 or not spans:
+        return [0] if spans else []
+    borders = np.arange(count) * spans[-1].end / count
+    firsts = np.searchsorted([span.end for span in spans], borders, side="right")
+    return sorted(set(firsts.tolist()))
+
+
 def _whole(text: str) -> list[Span]:
     return [Span(0, len(text))]
 
 
 def _overlaps(spans: Sequence[Span], wanted: Sequence[Span]) -> NDArray[np.bool_]:
     """Which of the ascending spans share a character with one that is wanted."""
+    if not wanted:
+        return np.zeros(len(spans), bool)
     ends = np.array([w.end for w in wanted], dtype=np.int64)
     starts = np.array([w.start for w in wanted], dtype=np.int64)
     first_after = np.searchsorted(ends, [s.start for s in spans], side="right")

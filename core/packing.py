@@ -29,6 +29,10 @@ _CORRECTIONS = 4
 """Times the cost estimate is corrected; two are enough for most texts."""
 
 
+_MOST_CHARACTERS = 8
+"""Characters a token of prose has at the very most, on average over a unit: what is longer than
+the room that is left need not be counted."""
+
 _REPEAT = 30
 """Characters from which on a unit that stands elsewhere too says nothing new; overlapping chunks
 and boilerplate bring many such. Shorter ones, single words above all, may well be needed twice."""
@@ -111,13 +115,19 @@ class _Packer:
         self.scores = np.concatenate([p.scores for p in passages] or [np.zeros(0)])
         self.forced = np.concatenate([p.forced for p in passages] or [np.zeros(0, bool)])
         self.texts = [p.text[start:end].strip() for p in passages for start, end in p.units]
-        self.costs = np.array(counter.count_many(self.texts), dtype=np.int64)
+        self.costs: dict[int, int] = {}
         self.joiner_cost = counter.count(JOINER)
         ranking = np.argsort(-self.scores, kind="stable")
         ranking = self._repeats_last(ranking)
         turn = self._turns(ranking, min_per_passage)
         turn[self.forced] = -1
         self.ranking = ranking[np.argsort(turn[ranking], kind="stable")]
+
+    def cost(self, unit: int) -> int:
+        """Tokens of one unit alone, counted when it is first asked for."""
+        if unit not in self.costs:
+            self.costs[unit] = self.counter.count(self.texts[unit])
+        return self.costs[unit]
 
     def _repeats_last(self, ranking: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put every unit behind all others whose text stands in a better one already."""
@@ -140,7 +150,7 @@ class _Packer:
             for unit, owner in zip(ranking, self.owner[ranking], strict=True):
                 if held[owner] < minimum:
                     turns[unit] = taken[owner]
-                    held[owner] += self.costs[unit]
+                    held[owner] += self.cost(int(unit))
                     taken[owner] += 1
         return turns
 
@@ -170,7 +180,7 @@ class _Packer:
             if slack <= TOLERANCE * limit:
                 break
             # One more than its cost may be saved at a seam.
-            if not chosen[unit] and self.costs[unit] <= slack + 1:
+            if not chosen[unit] and self.cost(unit) <= slack + 1:
                 chosen[unit] = True
                 longer = self.count(chosen)
                 if longer <= limit:
@@ -183,12 +193,13 @@ class _Packer:
         """Take units by rank as long as their summed cost stays within the target."""
         chosen: NDArray[np.bool_] = self.forced.copy()
         seen = {self.owner[unit] for unit in np.flatnonzero(chosen)}
-        used = self.costs[chosen].sum() + self.joiner_cost * max(0, len(seen) - 1)
-        costs, owners = self.costs.tolist(), self.owner.tolist()
+        used = sum(self.cost(unit) for unit in np.flatnonzero(chosen).tolist())
+        used += self.joiner_cost * max(0, len(seen) - 1)
+        owners = self.owner.tolist()
         for unit in self.ranking.tolist():
-            if chosen[unit]:
+            if chosen[unit] or used + len(self.texts[unit]) / _MOST_CHARACTERS > target:
                 continue
-            cost = costs[unit]
+            cost = self.cost(unit)
             if seen and owners[unit] not in seen:
                 cost += self.joiner_cost
             if used + cost <= target:

@@ -8,9 +8,11 @@ average length) are those of the request itself: its sentences, and its passages
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import regex
@@ -116,11 +118,26 @@ def _words(text: str) -> list[str]:
     return found
 
 
+class _Stemmers(threading.local):
+    """PyStemmer's objects, which remember words but must not be shared by threads."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.by_name:
+            self.by_name[name] = Stemmer.Stemmer(name, _REMEMBERED_STEMS)
+        return self.by_name[name]
+
+
+_STEMMERS = _Stemmers()
+_REMEMBERED_STEMS = 50_000
+
+
 def _stems(stemmer: str, texts: Iterable[Sequence[str]]) -> dict[str, str]:
     """The stem of each distinct word."""
     distinct = list(set[str]().union(*texts))
-    # PyStemmer's objects must not be shared by threads, so each call makes its own.
-    return dict(zip(distinct, Stemmer.Stemmer(stemmer).stemWords(distinct), strict=True))
+    return dict(zip(distinct, _STEMMERS[stemmer].stemWords(distinct), strict=True))
 
 
 def _wanted(
