@@ -6,7 +6,7 @@ BENCH_DATA ?= $(or $(LACONIC_DATA),../shared/data)
 RIVALS := documents,langchain-embeddings-filter,llamaindex-sentence-optimizer
 BASELINES := truncate,random,lead
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/laconic demo
@@ -19,6 +19,16 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+# Build both packages, install the wheel where nothing else is, and use it.
+package: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build -q .
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install -q dist/*.whl
+	cd / && echo "The sky is blue. Paris is the capital of France. Fish swim." \
+		| $(abspath $(VENV)-wheel)/bin/laconic compress -q "capital of France" -t 8 \
+		| grep -qx "Paris is the capital of France."
 
 bench: $(VENV)/installed
 	$(BIN)/laconic bench --methods extractive,lexical,$(RIVALS),$(BASELINES) --out bench-results \
@@ -35,4 +45,4 @@ $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .editable build dist
+	rm -rf $(VENV) $(VENV)-wheel .editable build dist

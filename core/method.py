@@ -228,6 +228,9 @@ class _Job:
         ranking = list(range(len(self.passages)))
         if scores is not None and order == "score":
             ranking = np.argsort(-scores.passages, kind="stable").tolist()
+            # Another order has other seams, at which a tokenizer may save less.
+            joined = JOINER.join(self.passages[i].text for i in ranking)
+            self = replace(self, total=max(self.total, self.counter.count(joined)))
         if self.fits or request is None or scores is None:
             spans = [_whole(p.text) for p in self.passages]
         else:

@@ -28,7 +28,6 @@ TOLERANCE = 0.02
 _CORRECTIONS = 4
 """Times the cost estimate is corrected; two are enough for most texts."""
 
-
 _MOST_CHARACTERS = 8
 """Characters a token of prose has at the very most, on average over a unit: what is longer than
 the room that is left need not be counted."""

@@ -103,7 +103,8 @@ class Compression:
     counter
         Name of the tokenizer in which everything is counted.
     tokens_before, tokens_after
-        Tokens of all passages joined by `JOINER`, and of `text`.
+        Tokens of all passages joined by `JOINER` (in input order or, if that counts more, in
+        that of the result), and of `text`.
     seconds
         Wall time that the compression took.
     """

@@ -211,3 +211,19 @@ def test_requests_are_independent() -> None:
 def test_a_generator_of_passages_is_read_once() -> None:
     result = pipeline().compress((text for text in FACTS), query=QUERY, budget=15)
     check(result, FACTS)
+
+
+def test_another_order_may_count_more_and_still_fits() -> None:
+    """cl100k_base has a token for a full stop with a blank line, which the last text lacks."""
+    texts = ["Something else.", "Paris is the capital of France"]
+    for budget in (1.0, Budget.rate(1), 0.99):
+        result = compress(
+            texts,
+            query=QUERY,
+            budget=budget,
+            order="score",
+            method="lexical",
+            counter="cl100k_base",
+        )
+        assert result.tokens_after <= result.limit
+        assert result.passages[0].index == 1
