@@ -1,21 +1,4 @@
 """Everything laconic raises on purpose; see `laconic.core.errors`."""
 
-from .core.errors import (
-    BudgetError,
-    InputError,
-    LaconicError,
-    MissingExtraError,
-    ModelError,
-    QueryRequiredError,
-    UnknownMethodError,
-)
-
-__all__ = [
-    "BudgetError",
-    "InputError",
-    "LaconicError",
-    "MissingExtraError",
-    "ModelError",
-    "QueryRequiredError",
-    "UnknownMethodError",
-]
+from .core.errors import *  # noqa: F403
+from .core.errors import __all__ as __all__
