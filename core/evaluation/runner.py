@@ -110,7 +110,8 @@ def _is_tight(result: Compression, counter: TokenCounter) -> bool:
     slack = result.limit - result.tokens_after
     if slack <= TOLERANCE * result.limit or result.tokens_after == result.tokens_before:
         return True
-    room = slack - counter.count(JOINER) - 1  # a seam may cost a token
+    # One more sentence may have to be parted from both its neighbours.
+    room = slack - 2 * counter.count(JOINER) - 1
     return all(
         counter.count(p.passage.text[start:end].strip()) > room
         for p in (*result.passages, *result.dropped)
