@@ -2,7 +2,8 @@
 
 Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond",
 Foundations and Trends in Information Retrieval 3(4), 2009. The statistics (document frequency,
-average length) are those of the request itself: its sentences, and its passages.
+average length) are those of the request itself: its sentences, and its passages or, where they
+are long, windows of them.
 """
 
 from __future__ import annotations
