@@ -8,8 +8,11 @@ from typing import Any
 from .budget import Budget, TokenCounter
 from .compressor import Compressor, Order, Passages
 from .guards import KeepPattern
+from .json_text import JsonCompression, compress_json
+from .messages import MessagesCompression, compress_messages
 from .methods import METHODS, get_compressor
 from .pipeline import Pipeline
+from .structured import PromptCompression, compress_prompt, compress_tagged
 from .types import CompressedPassage, Compression, Passage, Span
 
 __all__ = [
@@ -18,12 +21,19 @@ __all__ = [
     "CompressedPassage",
     "Compression",
     "Compressor",
+    "JsonCompression",
+    "MessagesCompression",
     "Order",
     "Passage",
     "Pipeline",
+    "PromptCompression",
     "Span",
     "TokenCounter",
     "compress",
+    "compress_json",
+    "compress_messages",
+    "compress_prompt",
+    "compress_tagged",
     "get_compressor",
 ]
 

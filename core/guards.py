@@ -10,12 +10,23 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
 from .errors import InputError
 from .types import Span
 
-__all__ = ["ATOM_KINDS", "KeepPattern", "atoms", "keep_patterns", "keep_spans"]
+__all__ = [
+    "ATOM_KINDS",
+    "KeepPattern",
+    "atoms",
+    "keep_patterns",
+    "keep_spans",
+    "literals",
+    "merged",
+    "overlaps",
+]
 
 KeepPattern = str | re.Pattern[str] | regex.Pattern[str]
 """A str is taken literally; a compiled pattern is searched for."""
@@ -74,7 +85,7 @@ def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
         hints = _HINTS.get(kind)
         if hints is None or any(hint in text for hint in hints):
             found += [Span(m.start(), m.end()) for m in _PATTERNS[kind].finditer(text)]
-    return _merged(found)
+    return merged(found)
 
 
 def keep_patterns(keep: Any) -> tuple[re.Pattern[str] | regex.Pattern[str], ...]:
@@ -93,9 +104,26 @@ def keep_patterns(keep: Any) -> tuple[re.Pattern[str] | regex.Pattern[str], ...]
     return tuple(re.compile(re.escape(p)) if isinstance(p, str) else p for p in listed)
 
 
+def literals(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    """Patterns that find each text where it stands as whole words; blank ones find nothing."""
+    return tuple(
+        re.compile(rf"{_start_of_word(text)}{re.escape(text)}{_end_of_word(text)}")
+        for text in (given.strip() for given in texts)
+        if text
+    )
+
+
+def _start_of_word(text: str) -> str:
+    return r"(?<!\w)" if text[0].isalnum() else ""
+
+
+def _end_of_word(text: str) -> str:
+    return r"(?!\w)" if text[-1].isalnum() else ""
+
+
 def keep_spans(text: str, patterns: Sequence[KeepPattern]) -> list[Span]:
     """Find every occurrence of what the caller wants kept: ascending, disjoint spans."""
-    return _merged(
+    return merged(
         Span(m.start(), m.end())
         for pattern in keep_patterns(patterns)
         for m in pattern.finditer(text)
@@ -103,7 +131,7 @@ def keep_spans(text: str, patterns: Sequence[KeepPattern]) -> list[Span]:
     )
 
 
-def _merged(spans: Iterable[Span]) -> list[Span]:
+def merged(spans: Iterable[Span]) -> list[Span]:
     """Sort spans and unite those that overlap."""
     merged: list[Span] = []
     for span in sorted(spans):
@@ -112,3 +140,14 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
         else:
             merged.append(span)
     return merged
+
+
+def overlaps(spans: Sequence[Span], wanted: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which of the ascending spans share a character with one that is wanted."""
+    if not wanted:
+        return np.zeros(len(spans), bool)
+    ends = np.array([w.end for w in wanted], dtype=np.int64)
+    starts = np.array([w.start for w in wanted], dtype=np.int64)
+    first_after = np.searchsorted(ends, [s.start for s in spans], side="right")
+    begun = np.searchsorted(starts, [s.end for s in spans], side="left")
+    return begun > first_after

@@ -20,12 +20,15 @@ from .guards import KeepPattern
 from .packing import Scored, pack
 from .types import JOINER, CompressedPassage, Compression, Passage, Span, render
 
-__all__ = ["Floats", "Method", "Request", "Scores"]
+__all__ = ["Flags", "Floats", "Method", "Request", "Scores"]
 
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 """An array of scores."""
+
+Flags = NDArray[np.bool_]
+"""An array of marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,19 @@ class Request:
         none. It helps to tell what a passage is about and is never part of the result.
     query
         What the text is wanted for; None when nothing is known.
+    forced
+        For each passage which of its units the caller wants kept; shape ``(units,)``, bool.
+    rate
+        The part of all tokens that may be kept, above 0 and at most 1. Only a method whose
+        scores depend on what is kept before needs it.
     """
 
     passages: tuple[str, ...]
     units: tuple[tuple[Span, ...], ...]
     titles: tuple[str, ...]
     query: str | None
+    forced: tuple[Flags, ...] = ()
+    rate: float = 1.0
 
     def unit_texts(self) -> list[str]:
         """The text of every unit of every passage on one line, white space around it removed."""
@@ -110,10 +120,14 @@ class Scores:
         passages.
     passages
         A score for each passage, shape ``(len(passages),)``.
+    forced
+        For each passage which of its units the method wants kept whatever their score, beside
+        those that the caller does; None for none.
     """
 
     units: tuple[Floats, ...]
     passages: Floats
+    forced: tuple[Flags, ...] | None = None
 
 
 class Method(Compressor):
@@ -150,13 +164,17 @@ class Method(Compressor):
         patterns = guards.keep_patterns(keep)
         size, tokens = Budget.of(budget), TokenCounter.of(counter)
         jobs = [_Job.of(self, given, query, size, tokens) for given, query in requests]
-        asked = {i: j.request(self) for i, j in enumerate(jobs) if order == "score" or not j.fits}
+        asked = {
+            i: job.request(self, patterns)
+            for i, job in enumerate(jobs)
+            if order == "score" or not job.fits
+        }
         scores = dict(zip(asked, self.score_many(list(asked.values())), strict=True))
         share = (time.perf_counter() - started) / max(1, len(jobs))
         results = []
         for i, job in enumerate(jobs):
             started = time.perf_counter()
-            result = job.result(self.name, asked.get(i), scores.get(i), patterns, order)
+            result = job.result(self.name, asked.get(i), scores.get(i), order)
             result = replace(result, seconds=share + time.perf_counter() - started)
             logger.info("%s", result)
             results.append(result)
@@ -195,12 +213,20 @@ class _Job:
         total = tokens[0] if len(tokens) == 1 else counter.count(joined)
         return cls(passages, query, budget, counter, tokens, total)
 
-    def request(self, method: Method) -> Request:
+    def request(self, method: Method, keep: Sequence[KeepPattern]) -> Request:
         texts = tuple(p.text for p in self.passages)
         spans = tuple(tuple(method.segment(text)) for text in texts)
         titles = (p.metadata.get("title") for p in self.passages)
         return Request(
-            texts, spans, tuple(t if isinstance(t, str) else "" for t in titles), self.query
+            passages=texts,
+            units=spans,
+            titles=tuple(t if isinstance(t, str) else "" for t in titles),
+            query=self.query,
+            forced=tuple(
+                guards.overlaps(units, guards.keep_spans(text, keep))
+                for text, units in zip(texts, spans, strict=True)
+            ),
+            rate=min(1.0, max(1, sum(self.limits)) / max(1, sum(self.counts))),
         )
 
     @property
@@ -222,7 +248,6 @@ class _Job:
         method: str,
         request: Request | None,
         scores: Scores | None,
-        keep: Sequence[KeepPattern],
         order: Order,
     ) -> Compression:
         ranking = list(range(len(self.passages)))
@@ -234,7 +259,7 @@ class _Job:
         if self.fits or request is None or scores is None:
             spans = [_whole(p.text) for p in self.passages]
         else:
-            spans = self._packed(request, scores, keep, ranking)
+            spans = self._packed(request, scores, ranking)
         texts = [render(p.text, s) for p, s in zip(self.passages, spans, strict=True)]
         after = self.counter.count_many(texts)
         outcomes = [
@@ -265,14 +290,18 @@ class _Job:
         self,
         request: Request,
         scores: Scores,
-        keep: Sequence[KeepPattern],
         ranking: Sequence[int],
     ) -> list[list[Span]]:
         """The kept parts of each passage, in input order."""
         candidates = [
-            Scored(text, spans, values, _overlaps(spans, guards.keep_spans(text, keep)))
-            for text, spans, values in zip(
-                request.passages, request.units, scores.units, strict=True
+            Scored(text, spans, values, asked | wanted)
+            for text, spans, values, asked, wanted in zip(
+                request.passages,
+                request.units,
+                scores.units,
+                request.forced,
+                scores.forced or request.forced,
+                strict=True,
             )
         ]
         if self.budget.per_passage:
@@ -301,14 +330,3 @@ def _window_starts(spans: Sequence[Span], count: int) -> list[int]:
 
 def _whole(text: str) -> list[Span]:
     return [Span(0, len(text))]
-
-
-def _overlaps(spans: Sequence[Span], wanted: Sequence[Span]) -> NDArray[np.bool_]:
-    """Which of the ascending spans share a character with one that is wanted."""
-    if not wanted:
-        return np.zeros(len(spans), bool)
-    ends = np.array([w.end for w in wanted], dtype=np.int64)
-    starts = np.array([w.start for w in wanted], dtype=np.int64)
-    first_after = np.searchsorted(ends, [s.start for s in spans], side="right")
-    begun = np.searchsorted(starts, [s.end for s in spans], side="left")
-    return begun > first_after

@@ -96,7 +96,15 @@ def pack(
     elif limit <= 0:
         return [[] for _ in passages]
     elif packer.best_is_too_long(limit):
-        return packer.best_piece(limit)
+        found = packer.best_piece(limit)
+        if found is None:
+            return [[] for _ in passages]
+        owner, unit, piece = found
+        whole = passages[owner]
+        split = [*passages[:owner], _split(whole, unit, piece.end), *passages[owner + 1 :]]
+        packer = _Packer(split, min_per_passage, counter)
+        if packer.best_is_too_long(limit):
+            return [[piece] if i == owner else [] for i in range(len(passages))]
     return packer.spans(packer.fill(limit))
 
 
@@ -241,17 +249,32 @@ class _Packer:
         alone[self.ranking[:1]] = True
         return self.count(alone) > limit
 
-    def best_piece(self, limit: int) -> list[list[Span]]:
-        """As much as fits of the best unit that has a piece which fits."""
-        result: list[list[Span]] = [[] for _ in self.passages]
+    def best_piece(self, limit: int) -> tuple[int, int, Span] | None:
+        """As much as fits of the best unit that has a piece which fits: its passage, its place
+        there, and the piece.
+        """
         for unit in self.ranking.tolist():
             owner = int(self.owner[unit])
-            passage = self.passages[owner]
-            piece = cut(passage.text, passage.units[unit - self.bounds[owner]], limit, self.counter)
+            passage, place = self.passages[owner], unit - self.bounds[owner]
+            piece = cut(passage.text, passage.units[place], limit, self.counter)
             if piece is not None:
-                result[owner] = [piece]
-                break
-        return result
+                return owner, place, piece
+        return None
+
+
+def _split(passage: Scored, unit: int, at: int) -> Scored:
+    """Make two units of one: up to `at` and the white space there, and what is behind."""
+    start, end = passage.units[unit]
+    at = end - len(passage.text[at:end].lstrip())
+    if at == end:
+        return passage
+    halves = [Span(start, at), Span(at, end)]
+    return Scored(
+        passage.text,
+        [*passage.units[:unit], *halves, *passage.units[unit + 1 :]],
+        np.insert(passage.scores, unit, passage.scores[unit]),
+        np.insert(passage.forced, unit, passage.forced[unit]),
+    )
 
 
 def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None:
@@ -312,6 +335,7 @@ def _core_end(text: str, unit: Span) -> int:
 
 
 _WORD_CHARACTER = regex.compile(r"[\p{L}\p{N}\p{M}]")
+_CLOSING_MARK = regex.compile(r"[.,;:!?…)\]\"'”’]")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}]")
 
 
@@ -320,8 +344,13 @@ def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> S
 
     The strongest white space behind the first or a dropped unit: a paragraph break if there
     was one, else a line break, else a space. Scripts that write no spaces need none; where two
-    words of another script would meet, the last dropped character stays between them.
+    words of another script would meet, the last dropped character stays between them. A mark
+    that closed a dropped word closes the one kept before it.
     """
+    start = units[following].start
+    if not text[start - 1].isspace() and _CLOSING_MARK.match(text[start]):
+        end = _core_end(text, units[kept])
+        return Span(end, end)
     best, most_breaks = None, -1
     for unit in units[kept:following]:
         gap = Span(_core_end(text, unit), unit.end)
@@ -330,7 +359,7 @@ def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> S
             best, most_breaks = gap, breaks
     if best is not None:
         return best
-    end, start = _core_end(text, units[kept]), units[following].start
+    end = _core_end(text, units[kept])
     are_glued = _WORD_CHARACTER.match(text[end - 1]) and _WORD_CHARACTER.match(text[start])
     if are_glued and not (_UNSPACED.match(text[end - 1]) or _UNSPACED.match(text[start])):
         return Span(start - 1, start)

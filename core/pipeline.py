@@ -12,7 +12,7 @@ from .errors import InputError
 from .guards import KeepPattern
 from .types import JOINER, Compression, Passage, Span
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "mapped"]
 
 
 class Pipeline(Compressor):
@@ -76,7 +76,7 @@ class Pipeline(Compressor):
         kept = []
         for last in second.passages:
             source = first.passages[last.index]
-            spans = tuple(_mapped(source.spans, last.spans))
+            spans = tuple(mapped(source.spans, last.spans))
             kept.append(
                 replace(source, spans=spans, score=last.score, tokens_after=last.tokens_after)
             )
@@ -135,7 +135,7 @@ class Pipeline(Compressor):
         )
 
 
-def _mapped(outer: Sequence[Span], inner: Sequence[Span]) -> list[Span]:
+def mapped(outer: Sequence[Span], inner: Sequence[Span]) -> list[Span]:
     """Offsets into the text that `outer` leaves, as offsets into the text it came from."""
     mapped: list[Span] = []
     offset = 0

@@ -130,6 +130,15 @@ class Compression:
         """Fraction of the tokens kept; 1.0 for empty input."""
         return self.tokens_after / self.tokens_before if self.tokens_before else 1.0
 
+    def restore(self, response: str) -> str:
+        """Give back to a model's response the words that compression took from what it quotes.
+
+        See `laconic.core.restore.restore`.
+        """
+        from .restore import restore
+
+        return restore(self, response)
+
     def __str__(self) -> str:
         total = len(self.passages) + len(self.dropped)
         return (

@@ -16,13 +16,25 @@ import regex
 
 from .types import Span
 
-__all__ = ["graphemes", "paragraphs", "sentences", "words"]
+__all__ = ["graphemes", "paragraphs", "phrases", "sentences", "words"]
 
 MAX_SENTENCE = 600
 """Characters after which a sentence without an end is cut at a clause or at white space."""
 
 MAX_UNSPACED_SENTENCE = 150
 """The same for scripts that end sentences with a space (Thai, Lao, Khmer, Myanmar)."""
+
+MAX_PHRASE = 5
+"""Words of a phrase."""
+
+_PHRASE_OPENERS = frozenset(
+    "a an the this that these those my your his her its our their some any no every each all "
+    "of in on at by for with from to into onto over under between among through during before "
+    "after about against without within across as than and or but nor so because if when while "
+    "although whether which who whom whose where i you he she it we they there is are was were "
+    "be been being am do does did has have had will would can could shall should may might must "
+    "not".split()
+)
 
 # Full stops of scripts that put no space behind them.
 _WIDE_END = "。！？｡．"
@@ -63,6 +75,7 @@ _WORD = regex.compile(
     rf"|(?:(?![{_UNSPACED}])\S)+)\s*",
     regex.V1,
 )
+_CLOSING_MARKS = regex.compile(r"(?<=[\p{L}\p{N}\p{M}])[.,;:!?…)\]\"'”’]++(?=\s|$)")
 
 
 def paragraphs(text: str) -> list[Span]:
@@ -95,9 +108,36 @@ def sentences(text: str, atoms: Sequence[Span] = ()) -> list[Span]:
     return _tile(text, _split_long(text, _outside(ends, atoms), atoms))
 
 
-def words(text: str, atoms: Sequence[Span] = ()) -> list[Span]:
-    """Cut at white space, and around each character of scripts written without it."""
-    return _tile(text, _outside([m.end() for m in _WORD.finditer(text)], atoms))
+def words(text: str, atoms: Sequence[Span] = (), *, marks: bool = False) -> list[Span]:
+    """Cut at white space, and around each character of scripts written without it.
+
+    With `marks` also between a word and the punctuation that closes it.
+    """
+    ends = [m.end() for m in _WORD.finditer(text)]
+    if marks:
+        ends = sorted({*ends, *(m.start() for m in _CLOSING_MARKS.finditer(text))})
+    return _tile(text, _outside(ends, atoms))
+
+
+def phrases(text: str, atoms: Sequence[Span] = ()) -> list[Span]:
+    """Cut in front of words that open a phrase, and behind punctuation.
+
+    A chunker without a model: articles, prepositions, conjunctions, pronouns and auxiliaries
+    of English open a phrase; in other languages runs of a few words are one.
+    """
+    ends: list[int] = []
+    length, was_opener = 0, False
+    for start, end in words(text, atoms):
+        word = text[start:end].strip()
+        is_opener = word.lstrip("([\"'“‘").lower() in _PHRASE_OPENERS
+        if length >= MAX_PHRASE or (is_opener and not was_opener):
+            ends.append(start)
+            length = 0
+        length, was_opener = length + 1, is_opener
+        if word and not word[-1].isalnum():
+            ends.append(end)
+            length = 0
+    return _tile(text, ends)
 
 
 def graphemes(text: str) -> list[Span]:

@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The models are tiny: threads of two test workers would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import socket
 from collections.abc import Iterator

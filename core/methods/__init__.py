@@ -18,6 +18,10 @@ __all__ = ["METHODS", "best_method", "get_compressor"]
 METHODS = {
     "lexical": "lexical:Lexical",
     "extractive": "extractive:Extractive",
+    "selective_context": "selective_context:SelectiveContext",
+    "llmlingua": "llmlingua:LLMLingua",
+    "longllmlingua": "longllmlingua:LongLLMLingua",
+    "llmlingua2": "llmlingua2:LLMLingua2",
 }
 """Name of each method: the module in this folder and the class in it."""
 

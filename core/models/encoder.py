@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from ..budget import without_surrogates
 from ..errors import ModelError
 from .loading import load_sentence_transformer
+from .remembered import Remembered
 
 __all__ = ["Encoder"]
 
@@ -61,8 +60,7 @@ class Encoder:
         self._device = device
         self._batch_size = batch_size
         self._trust_remote_code = trust_remote_code
-        self._cache: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
-        self._cache_size = cache_size
+        self._remembered: Remembered[NDArray[np.float32]] = Remembered(cache_size)
         # Fast tokenizers are not safe to call from two threads at once.
         self._lock = threading.Lock()
 
@@ -80,7 +78,7 @@ class Encoder:
             self._source,
             self._device,
             self._batch_size,
-            self._cache_size,
+            self._remembered.size,
             self._trust_remote_code,
         )
 
@@ -92,18 +90,8 @@ class Encoder:
         array, shape ``(len(texts), dimension)``
             Rows of length 1, so that a dot product is a cosine similarity.
         """
-        keys = [_key(text) for text in texts]
         with self._lock:
-            missing = {
-                key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache
-            }
-            fresh = dict(zip(missing, self._forward(list(missing.values())), strict=True))
-            rows = [fresh[key] if key in fresh else self._cache[key] for key in keys]
-            for key, row in zip(keys, rows, strict=True):
-                self._cache[key] = row
-                self._cache.move_to_end(key)
-            while len(self._cache) > max(0, self._cache_size):
-                self._cache.popitem(last=False)
+            rows = self._remembered.get(texts, self._forward)
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
     def load(self) -> Any:
@@ -115,8 +103,6 @@ class Encoder:
         return self._model
 
     def _forward(self, texts: list[str]) -> NDArray[np.float32]:
-        if not texts:
-            return np.zeros((0, 0), np.float32)
         model = self.load()
         options = {"batch_size": self._batch_size, "show_progress_bar": False}
         known = inspect.signature(model.encode).parameters
@@ -148,7 +134,3 @@ def _encoder(
         cache_size=cache_size,
         trust_remote_code=trust_remote_code,
     )
-
-
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

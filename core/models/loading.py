@@ -9,12 +9,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import MissingExtraError, ModelError
 
-__all__ = ["DEFAULT_ENCODER", "bundled_encoder", "load_sentence_transformer"]
+__all__ = [
+    "DEFAULT_ENCODER",
+    "bundled_encoder",
+    "fitting_batch",
+    "load_sentence_transformer",
+    "load_transformer",
+]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -102,6 +109,93 @@ def load_sentence_transformer(
             f"cannot load the encoder {source!r}: it must be a hub id that can be reached or a "
             f"folder, with safetensors weights{advice}; {type(error).__name__}: {error}"
         ) from error
+
+
+def load_transformer(
+    source: Any, head: Literal["CausalLM", "TokenClassification"], settings: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Load a transformers model, ready to infer, and its fast tokenizer.
+
+    Parameters
+    ----------
+    source
+        A hub id, a folder, or a model that is loaded already: that one stays as it is.
+    head
+        The auto class that loads it: ``AutoModelFor<head>``.
+    settings
+        ``tokenizer`` (None for the one that lies with the model), ``device`` (None for the
+        best there is), ``dtype`` (None for the one that the weights have, on a CPU float32)
+        and ``trust_remote_code``.
+
+    Raises
+    ------
+    MissingExtraError
+        transformers is not installed.
+    ModelError
+        There is no such model, it lacks safetensors weights or that head, or its tokenizer
+        gives no offsets.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("a language model", "torch") from error
+    tokenizer, device = settings["tokenizer"], settings["device"]
+    if isinstance(source, (str, Path)):
+        try:
+            folder = str(_local_folder(str(source)))
+            _refuse_pickles(Path(folder))
+            device = device or _best_device(torch)
+            tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=settings["trust_remote_code"]
+            )
+            model, report = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
+                folder,
+                dtype=settings["dtype"] or ("float32" if device == "cpu" else "auto"),
+                use_safetensors=True,
+                trust_remote_code=settings["trust_remote_code"],
+                output_loading_info=True,
+            )
+            model = model.to(device).eval()
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"cannot load {source!r}: it must be a hub id that can be reached or a folder, "
+                f"with safetensors weights for AutoModelFor{head} and a tokenizer, and run on "
+                f"{device or 'this machine'}; a model that brings its own code needs "
+                f"trust_remote_code=True; "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if report["missing_keys"]:
+            raise ModelError(
+                f"{str(source)!r} lacks weights that a {head} model needs "
+                f"({', '.join(sorted(report['missing_keys'])[:3])}); take one that was trained "
+                f"for it"
+            )
+    else:
+        model = source
+        if tokenizer is None:
+            raise ModelError("a model that is loaded already needs its tokenizer; pass tokenizer=")
+        if model.training:
+            raise ModelError("the model is in training mode; call its eval() first")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer of {source!r} gives no offsets into the text; take one that has a "
+            f"fast version (tokenizer.json)"
+        )
+    return model, tokenizer
+
+
+def fitting_batch(device: Any) -> int:
+    """Tokens per forward pass: few on a CPU, whose caches they should fit; many elsewhere."""
+    return 256 if device.type == "cpu" else 16_384
+
+
+def _best_device(torch: Any) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")

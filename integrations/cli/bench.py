@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ RIVALS = ("langchain-embeddings-filter", "llamaindex-sentence-optimizer")
 
 def run(options: argparse.Namespace) -> None:
     """Print a table for each file, and save tables and plots if a folder is given."""
+    if options.what == "reference":
+        _print_reference(options.data)
+        return
     methods = {name: _compressors(name) for name in options.methods.split(",")}
     counter = TokenCounter.of(options.counter)
     budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
@@ -68,6 +72,27 @@ def _compressors(name: str) -> list[Compressor]:
         known = ", ".join([*METHODS, *BASELINES, *RIVALS])
         raise UnknownMethodError(f"no method {name!r} to measure; there are {known}")
     return [get_compressor(name)]
+
+
+def _print_reference(data: Sequence[str]) -> None:
+    """Print seconds and peak memory of the published implementations and ours."""
+    import torch
+
+    from ...core.evaluation.speed import compare, compare_memory
+
+    examples = [example for name in data for example in load(name)]
+    texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))[:500]
+    print(f"random weights, {torch.get_num_threads()} threads, medians of 5 pairs of runs")
+    print("| case | reference s | laconic s | ratio [least, most] |")
+    print("|---|--:|--:|--:|")
+    for comparison in compare(texts, examples[0].question):
+        print(comparison, flush=True)
+    peaks = compare_memory(texts)
+    theirs, ours = peaks["theirs"] / 2**20, peaks["ours"] / 2**20
+    print(
+        f"| LLMLingua, 8,000 tokens, vocabulary 50,000: peak memory in MiB "
+        f"| {theirs:.0f} | {ours:.0f} | {theirs / ours:.1f}x |"
+    )
 
 
 def _print_speed(

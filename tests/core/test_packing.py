@@ -482,3 +482,9 @@ def test_repeats_are_kept_when_there_is_room() -> None:
     kept = pack(given, 19, WORDS)
     assert parts(given, kept)[0] == given[0].text
     assert parts(given, kept)[1].startswith("A sentence")
+
+
+def test_what_a_cut_unit_leaves_is_filled_with_units_that_fit() -> None:
+    text = "one two three four not five. Six. Seven."
+    (kept,) = pack([scored(text, [9, 1, 2])], 5, WORDS)
+    assert render(text, kept) == "one two three four Seven."

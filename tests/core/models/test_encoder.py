@@ -177,7 +177,7 @@ def test_the_cache_is_bounded_and_changes_no_result(size: int) -> None:
     small, large = Encoder(Counting(), cache_size=size), Encoder(Counting())
     for texts in (TEXTS, TEXTS[::-1], [*TEXTS, *TEXTS, "new"]):
         np.testing.assert_array_equal(small.encode(texts), large.encode(texts))
-        assert len(small._cache) <= size
+        assert len(small._remembered) <= size
 
 
 def test_changing_a_result_changes_no_later_one() -> None:
