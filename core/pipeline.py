@@ -61,17 +61,19 @@ class Pipeline(Compressor):
         order: Order,
         **options: Any,
     ) -> Compression:
-        first = self.coarse.compress(
-            passages, query=query, budget=budget.scaled(self.headroom), **options
-        )
-        limit = budget.limit(first.tokens_before)
-        second = self.fine.compress(
-            [Passage(p.text, p.id, p.metadata) for p in first.passages],
-            query=query,
-            budget=replace(budget, kind="tokens", amount=limit),
-            order=order,
-            **options,
-        )
+        # Where the second stage can keep nothing of what the first one left, it sees everything.
+        for room in (budget.scaled(self.headroom), Budget.of(1.0)):
+            first = self.coarse.compress(passages, query=query, budget=room, **options)
+            limit = budget.limit(first.tokens_before)
+            second = self.fine.compress(
+                [Passage(p.text, p.id, p.metadata) for p in first.passages],
+                query=query,
+                budget=replace(budget, kind="tokens", amount=limit),
+                order=order,
+                **options,
+            )
+            if second.passages or not limit:
+                break
         outcomes = {p.index: p for p in (*first.passages, *first.dropped)}
         kept = []
         for last in second.passages:

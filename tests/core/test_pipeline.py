@@ -98,6 +98,13 @@ def test_it_is_the_one_stage_after_the_other(budget: float) -> None:
     assert both.method == "lexical+lexical"
 
 
+def test_something_is_left_if_only_the_second_stage_can_keep_a_piece() -> None:
+    characters = TokenCounter("characters", len)
+    long_then_short = "👩\u200d👩\u200d👧 e\u0301 t"
+    result = pipeline().compress(long_then_short, query=QUERY, budget=1, counter=characters)
+    assert result.text == "t"
+
+
 def test_it_keeps_what_the_query_asks_for() -> None:
     result = pipeline().compress(FACTS, query=QUERY, budget=7)
     assert result.text == "Paris is the capital of France."
