@@ -266,13 +266,15 @@ def _tiktoken_counter(name: str) -> TokenCounter:
 
 def _transformers_counter(tokenizer: Any) -> TokenCounter:
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    # Those of transformers would warn of texts that are longer than the model's window.
+    options = {"verbose": False} if hasattr(tokenizer, "is_fast") else {}
     if hasattr(tokenizer, "no_truncation"):  # a bare `tokenizers.Tokenizer` cuts what it encodes
         tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
 
     def count(text: str) -> int:
-        ids = tokenizer.encode(without_surrogates(text), add_special_tokens=False)
+        ids = tokenizer.encode(without_surrogates(text), add_special_tokens=False, **options)
         return len(getattr(ids, "ids", ids))
 
     return TokenCounter(name, count)

@@ -7,7 +7,7 @@ turns its meaning when it is cut: a number without its unit, a verb without its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,8 +104,17 @@ def keep_patterns(keep: Any) -> tuple[re.Pattern[str] | regex.Pattern[str], ...]
     return tuple(re.compile(re.escape(p)) if isinstance(p, str) else p for p in listed)
 
 
-def literals(texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
-    """Patterns that find each text where it stands as whole words; blank ones find nothing."""
+def literals(texts: Collection[str]) -> tuple[re.Pattern[str], ...]:
+    """Patterns that find each text where it stands as whole words; blank ones find nothing.
+
+    Raises
+    ------
+    InputError
+        `texts` is something else than a list of texts.
+    """
+    is_list = isinstance(texts, Collection) and not isinstance(texts, str)
+    if not (is_list and all(isinstance(text, str) for text in texts)):
+        raise InputError(f"expected a list of texts, got {texts!r}")
     return tuple(
         re.compile(rf"{_start_of_word(text)}{re.escape(text)}{_end_of_word(text)}")
         for text in (given.strip() for given in texts)

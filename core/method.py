@@ -51,6 +51,8 @@ class Request:
     rate
         The part of all tokens that may be kept, above 0 and at most 1. Only a method whose
         scores depend on what is kept before needs it.
+    shares_out
+        Whether the budget promises tokens to each passage, so that none may be passed over.
     """
 
     passages: tuple[str, ...]
@@ -59,6 +61,7 @@ class Request:
     query: str | None
     forced: tuple[Flags, ...] = ()
     rate: float = 1.0
+    shares_out: bool = False
 
     def unit_texts(self) -> list[str]:
         """The text of every unit of every passage on one line, white space around it removed."""
@@ -111,13 +114,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a method says of a request: higher is better, all numbers are finite.
+    """What a method says of a request: higher is better.
 
     Attributes
     ----------
     units
         For each passage an array with a score for each of its units, comparable across
-        passages.
+        passages; ``-inf`` for one that is left out unless it is forced.
     passages
         A score for each passage, shape ``(len(passages),)``.
     forced
@@ -227,6 +230,7 @@ class _Job:
                 for text, units in zip(texts, spans, strict=True)
             ),
             rate=min(1.0, max(1, sum(self.limits)) / max(1, sum(self.counts))),
+            shares_out=self.budget.per_passage or self.budget.min_per_passage > 0,
         )
 
     @property

@@ -48,7 +48,8 @@ class Scored:
     units
         Tiles of the text.
     scores
-        One finite number a unit, higher is better; shape ``(len(units),)``.
+        One number a unit, higher is better; shape ``(len(units),)``. What has ``-inf`` is
+        kept only if it is forced.
     forced
         Which units must be kept; shape ``(len(units),)``, bool.
     """
@@ -103,7 +104,7 @@ def pack(
         whole = passages[owner]
         split = [*passages[:owner], _split(whole, unit, piece.end), *passages[owner + 1 :]]
         packer = _Packer(split, min_per_passage, counter)
-        if packer.best_is_too_long(limit):
+        if packer.best_is_too_long(limit) and not packer.fill(limit).any():
             return [[piece] if i == owner else [] for i in range(len(passages))]
     return packer.spans(packer.fill(limit))
 
@@ -125,7 +126,7 @@ class _Packer:
         self.costs: dict[int, int] = {}
         self.joiner_cost = counter.count(JOINER)
         ranking = np.argsort(-self.scores, kind="stable")
-        ranking = self._repeats_last(ranking)
+        ranking = self._repeats_last(ranking[self.scores[ranking] > -np.inf])
         turn = self._turns(ranking, min_per_passage)
         turn[self.forced] = -1
         self.ranking = ranking[np.argsort(turn[ranking], kind="stable")]
@@ -150,7 +151,7 @@ class _Packer:
         """When each unit is chosen: first the best of each passage, then the second best of
         those that have not reached the minimum, and so on; last all others at once.
         """
-        turns = np.full(len(ranking), len(ranking))
+        turns = np.full(len(self.texts), len(self.texts))
         if minimum > 0:
             held = [0] * len(self.passages)
             taken = [0] * len(self.passages)
@@ -245,20 +246,21 @@ class _Packer:
 
     def best_is_too_long(self, limit: int) -> bool:
         """Whether not even the best unit alone is within the limit."""
-        alone = np.zeros(len(self.ranking), bool)
+        alone = np.zeros(len(self.texts), bool)
         alone[self.ranking[:1]] = True
         return self.count(alone) > limit
 
     def best_piece(self, limit: int) -> tuple[int, int, Span] | None:
         """As much as fits of the best unit that has a piece which fits: its passage, its place
-        there, and the piece.
+        there, and the piece. A whole word of any unit is better than a part of a word.
         """
-        for unit in self.ranking.tolist():
-            owner = int(self.owner[unit])
-            passage, place = self.passages[owner], unit - self.bounds[owner]
-            piece = cut(passage.text, passage.units[place], limit, self.counter)
-            if piece is not None:
-                return owner, place, piece
+        for whole in (True, False):
+            for unit in self.ranking.tolist():
+                owner = int(self.owner[unit])
+                passage, place = self.passages[owner], unit - self.bounds[owner]
+                piece = cut(passage.text, passage.units[place], limit, self.counter, whole=whole)
+                if piece is not None:
+                    return owner, place, piece
         return None
 
 
@@ -277,19 +279,24 @@ def _split(passage: Scored, unit: int, at: int) -> Scored:
     )
 
 
-def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None:
+def cut(
+    text: str, unit: Span, limit: int, counter: TokenCounter, *, whole: bool = False
+) -> Span | None:
     """The longest start of a unit that has at most `limit` tokens.
 
     It ends with a whole word and leaves no number without its unit and no negation without
     what it negates, unless not even the first word fits: then it ends with a whole character.
-    None if no character of the unit fits.
+    None if no character of the unit fits or, with `whole`, no such word.
     """
     inside = text[unit.start : unit.end]
     if not inside.isspace():
         inside = inside.lstrip()
     offset = unit.end - len(inside)
     atoms = guards.atoms(inside, guards.ATOM_KINDS)
-    for pieces in (words(inside, atoms), words(inside), graphemes(inside)):
+    sizes = [words(inside, atoms)]
+    if not whole:
+        sizes += [words(inside), graphemes(inside)]
+    for pieces in sizes:
         low, high = 0, len(pieces)
         while low < high:
             middle = (low + high + 1) // 2
@@ -300,6 +307,8 @@ def cut(text: str, unit: Span, limit: int, counter: TokenCounter) -> Span | None
         end = pieces[low - 1].end if low else 0
         if inside[:end].strip():
             return Span(offset, offset + len(inside[:end].rstrip()))
+    if whole:
+        return None
     distinct = {inside[start:end]: start for start, end in reversed(graphemes(inside))}
     for character, start in sorted(distinct.items(), key=lambda c: (c[0].isspace(), c[1])):
         if counter.count(character) <= limit:
@@ -343,7 +352,8 @@ def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> S
     """The source characters that part two kept units between which others were dropped.
 
     The strongest white space behind the first or a dropped unit: a paragraph break if there
-    was one, else a line break, else a space. Scripts that write no spaces need none; where two
+    was one, else a line break, else a space; the last of equals, which indents the line of
+    the second. Scripts that write no spaces need none; where two
     words of another script would meet, the last dropped character stays between them. A mark
     that closed a dropped word closes the one kept before it.
     """
@@ -355,12 +365,12 @@ def _separator(text: str, units: Sequence[Span], kept: int, following: int) -> S
     for unit in units[kept:following]:
         gap = Span(_core_end(text, unit), unit.end)
         breaks = text.count("\n", *gap)
-        if gap.end > gap.start and breaks > most_breaks:
+        if gap.end > gap.start and breaks >= most_breaks:
             best, most_breaks = gap, breaks
     if best is not None:
         return best
     end = _core_end(text, units[kept])
     are_glued = _WORD_CHARACTER.match(text[end - 1]) and _WORD_CHARACTER.match(text[start])
     if are_glued and not (_UNSPACED.match(text[end - 1]) or _UNSPACED.match(text[start])):
-        return Span(start - 1, start)
+        return Span(end + graphemes(text[end:start])[-1].start, start)
     return Span(end, end)

@@ -2,13 +2,15 @@
 
 Every function here tiles the text: the spans it returns are ascending, touch each other and
 cover every character, so that joining the units gives the text back. A unit owns the white
-space behind it, up to and with the last line break; indentation belongs to what it indents.
+space behind it; where it is longer than a word or a phrase, only up to and with the last line
+break, since indentation belongs to what it indents.
 No language data is downloaded: boundaries come from Unicode properties (UAX #29, UAX #14) and
 a short list of abbreviations.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
@@ -120,13 +122,14 @@ def words(text: str, atoms: Sequence[Span] = (), *, marks: bool = False) -> list
 
 
 def phrases(text: str, atoms: Sequence[Span] = ()) -> list[Span]:
-    """Cut in front of words that open a phrase, and behind punctuation.
+    """Cut in front of words that open a phrase, behind punctuation, and where a line ends.
 
     A chunker without a model: articles, prepositions, conjunctions, pronouns and auxiliaries
     of English open a phrase; in other languages runs of a few words are one.
     """
     ends: list[int] = []
     length, was_opener = 0, False
+    line_ends = list(_line_ends(text))
     for start, end in words(text, atoms):
         word = text[start:end].strip()
         is_opener = word.lstrip("([\"'“‘").lower() in _PHRASE_OPENERS
@@ -134,7 +137,8 @@ def phrases(text: str, atoms: Sequence[Span] = ()) -> list[Span]:
             ends.append(start)
             length = 0
         length, was_opener = length + 1, is_opener
-        if word and not word[-1].isalnum():
+        ends_line = bisect_right(line_ends, start) < bisect_right(line_ends, end)
+        if ends_line or (word and not word[-1].isalnum()):
             ends.append(end)
             length = 0
     return _tile(text, ends)

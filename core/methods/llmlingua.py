@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from ..models.alignment import Tokens, first_units, mean_by_unit, tile
 from ..models.causal_lm import CausalLM, Stream
 from ..types import JOINER, Span
 
-__all__ = ["LLMLingua", "Level", "segment_by_level"]
+__all__ = ["LLMLingua", "Level"]
 
 Level = Literal["document", "sentence", "word", "token"]
 """The units that are kept or dropped."""
@@ -70,6 +70,8 @@ class LLMLingua(Method):
         dtype: Any = None,
         trust_remote_code: bool = False,
     ) -> None:
+        if level not in get_args(Level):
+            raise InputError(f"no level {level!r}; there are {', '.join(get_args(Level))}")
         if segment_tokens < 1:
             raise InputError(f"segment_tokens is at least 1, got {segment_tokens!r}")
         if coarse_factor is not None and not coarse_factor >= 1:
@@ -90,7 +92,13 @@ class LLMLingua(Method):
 
     def segment(self, text: str) -> Sequence[Span]:
         """Cut into units of the level."""
-        return segment_by_level(text, self.level, self.model)
+        if self.level == "document":
+            return [Span(0, len(text))] if text else []
+        if self.level == "sentence":
+            return units.sentences(text, guards.atoms(text))
+        if self.level == "word":
+            return units.words(text, guards.atoms(text, guards.ATOM_KINDS))
+        return tile(text, self.model.tokenize([text])[0].offsets)
 
     def score(self, request: Request) -> Scores:
         """Score one request; see `score_many`."""
@@ -154,25 +162,12 @@ class LLMLingua(Method):
     def _selected(self, ranks: Floats, lengths: NDArray[np.int64], request: Request) -> list[int]:
         """The passages that are read, best first: until they hold enough, and what is forced."""
         order: list[int] = np.argsort(-ranks, kind="stable").tolist()
-        if self.coarse_factor is None:
+        if self.coarse_factor is None or request.shares_out:
             return order
         enough = self.coarse_factor * request.rate * lengths.sum()
         before = np.cumsum(lengths[order]) - lengths[order]
         forced = [bool(flags.any()) for flags in request.forced] or [False] * len(order)
         return [i for i, held in zip(order, before, strict=True) if held < enough or forced[i]]
-
-
-def segment_by_level(text: str, level: str, model: CausalLM) -> Sequence[Span]:
-    """Cut a text into documents, sentences, words or the model's tokens."""
-    if level == "document":
-        return [Span(0, len(text))] if text else []
-    if level == "sentence":
-        return units.sentences(text, guards.atoms(text))
-    if level == "word":
-        return units.words(text, guards.atoms(text, guards.ATOM_KINDS))
-    if level == "token":
-        return tile(text, model.tokenize([text])[0].offsets)
-    raise InputError(f"no level {level!r}; there are document, sentence, word and token")
 
 
 @dataclass(frozen=True, slots=True)

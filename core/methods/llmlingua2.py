@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from .. import guards, units
-from ..method import Flags, Floats, Method, Request, Scores
+from ..method import Flags, Method, Request, Scores
 from ..models.alignment import mean_by_unit
 from ..models.token_classifier import TokenClassifier
 from ..types import Span
@@ -48,7 +48,7 @@ class LLMLingua2(Method):
     reserve_digits
         Whether every word with a digit is kept.
     drop_consecutive
-        Whether a forced text that would directly follow the same one is given up.
+        Whether a forced text that would directly follow the same one is left out.
     device, dtype, int8, trust_remote_code
         As `TokenClassifier` takes them, for a model that is loaded by name.
     """
@@ -99,29 +99,37 @@ class LLMLingua2(Method):
         tagged = iter(self.model.tag(texts))
         results = []
         for request in requests:
-            values = tuple(
+            values = [
                 mean_by_unit(text, spans, tags.offsets, tags.probabilities, 0.0)
                 for text, spans, tags in zip(request.passages, request.units, tagged, strict=False)
-            )
+            ]
             means = np.array([v.mean() if len(v) else 0.0 for v in values])
-            forced = tuple(
-                self._forced(text, spans, v, request.rate)
-                for text, spans, v in zip(request.passages, request.units, values, strict=True)
-            )
-            results.append(Scores(values, means, forced))
+            forced = []
+            for text, spans, v in zip(request.passages, request.units, values, strict=True):
+                named = guards.overlaps(spans, guards.keep_spans(text, self.force_tokens))
+                forced.append(named | self._reserved(text, spans))
+                if self.drop_consecutive and named.any():
+                    likely = v > np.quantile(v, 1 - request.rate)
+                    repeats = _repeats(text, spans, named, likely | forced[-1])
+                    forced[-1][repeats] = False
+                    v[repeats] = -np.inf
+            results.append(Scores(tuple(values), means, tuple(forced)))
         return results
 
-    def _forced(self, text: str, spans: Sequence[Span], values: Floats, rate: float) -> Flags:
-        named = guards.overlaps(spans, guards.keep_spans(text, self.force_tokens))
-        forced: Flags = named.copy()
-        if self.reserve_digits:
-            forced |= np.array([bool(_DIGIT.search(text, *span)) for span in spans], bool)
-        if self.drop_consecutive and named.any():
-            likely = values > np.quantile(values, 1 - rate)
-            last = ""
-            for unit in np.flatnonzero(named | likely | forced).tolist():
-                word = text[slice(*spans[unit])].strip()
-                if named[unit] and word == last:
-                    forced[unit] = False
-                last = word if named[unit] else ""
-        return forced
+    def _reserved(self, text: str, spans: Sequence[Span]) -> Flags:
+        """Which units have a digit that is to be kept."""
+        if not self.reserve_digits:
+            return np.zeros(len(spans), bool)
+        return np.array([bool(_DIGIT.search(text, *span)) for span in spans], bool)
+
+
+def _repeats(text: str, spans: Sequence[Span], named: Flags, kept: Flags) -> list[int]:
+    """The named units that would directly follow the same one, given what is kept."""
+    repeats = []
+    last = ""
+    for unit in np.flatnonzero(kept).tolist():
+        word = text[slice(*spans[unit])].strip()
+        if named[unit] and word == last:
+            repeats.append(unit)
+        last = word if named[unit] else ""
+    return repeats

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..budget import without_surrogates
 from ..types import Span
+from ..units import graphemes
 
 __all__ = ["Tokens", "first_units", "mean_by_unit", "tile", "tokenize"]
 
@@ -138,15 +139,17 @@ def _units_of_tokens(
 
 
 def tile(text: str, offsets: NDArray[np.int64]) -> list[Span]:
-    """Tile a text with its tokens, those that share a character taken as one.
+    """Tile a text with its tokens; those that share what a reader takes for one character are
+    taken as one.
 
     White space goes to the token in front of it, as the units of `laconic.core.units` have it.
     """
+    borders = {unit.start for unit in graphemes(text)}
     stops: list[int] = []
     reach, indent = 0, len(text) - len(text.lstrip())
     for start, end in offsets.tolist():
         lead = len(text[start:end]) - len(text[start:end].lstrip())
-        if max(reach, indent + 1) <= start + lead < end:
+        if max(reach, indent + 1) <= start + lead < end and start + lead in borders:
             stops.append(start + lead)
         reach = max(reach, end)
     edges = [0, *stops, len(text)]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .alignment import Floats, Tokens, tokenize
-from .loading import fitting_batch, load_transformer
+from .loading import finite, fitting_batch, input_device, load_transformer
 
 __all__ = ["CausalLM", "Stream"]
 
@@ -116,9 +116,9 @@ class CausalLM:
     ) -> list[Floats]:
         """NLL of every token of each text, given its context and the tokens before it.
 
-        Texts are sorted by length and batched; a context that all texts share is computed
-        once; logits exist only for a chunk of the positions at a time. What is longer than the
-        model's window is read through a window that slides by half its length.
+        Texts are sorted by length and batched; equal ones are judged once, and so is a context
+        that all texts share. Logits exist only for a chunk of the positions at a time. What is
+        longer than the model's window is read through a window that slides by half its length.
 
         Parameters
         ----------
@@ -140,12 +140,14 @@ class CausalLM:
         """
         loaded = self._get()
         given = [None] * len(texts) if contexts is None else contexts
-        rows = [
-            _Row(i, 0, loaded.with_start(context), tokens.ids)
-            for i, (tokens, context) in enumerate(zip(texts, given, strict=True))
-        ]
-        results = [np.full(len(tokens), math.log(loaded.vocabulary)) for tokens in texts]
-        pieces = [piece for row in rows for piece in row.pieces(loaded.window)]
+        rows: dict[tuple[bytes, bytes], _Row] = {}
+        places = []
+        for tokens, context in zip(texts, given, strict=True):
+            before = loaded.with_start(context)
+            row = _Row(len(rows), 0, before, tokens.ids)
+            places.append(rows.setdefault((before.tobytes(), row.ids.tobytes()), row).index)
+        results = [np.full(len(row.ids), math.log(loaded.vocabulary)) for row in rows.values()]
+        pieces = [piece for row in rows.values() for piece in row.pieces(loaded.window)]
         with self.lock:
             shared = loaded.shared_context(pieces)
             cache = loaded.read(shared) if len(shared) else None
@@ -154,7 +156,7 @@ class CausalLM:
                 for piece, values in zip(batch, judged, strict=True):
                     end = piece.start + len(piece.ids)
                     results[piece.index][end - len(values) : end] = values
-        return results
+        return [results[place] for place in places]
 
     def stream(self, prefix: Tokens | None = None) -> Stream:
         """Start judging a text that is still being chosen; see `Stream`."""
@@ -276,7 +278,8 @@ class _Loaded:
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start
         self.start = np.array([] if start is None else [start], np.int64)
-        self.batch_tokens = batch_tokens or fitting_batch(model.device)
+        self.device = input_device(model)
+        self.batch_tokens = batch_tokens or fitting_batch(self.device)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def with_start(self, tokens: Tokens | None) -> Ids:
@@ -303,8 +306,11 @@ class _Loaded:
         import torch
 
         cache = self.new_cache()
+        step = len(ids) if self._takes_rows else _LOGIT_ROWS
         with torch.inference_mode():
-            self._forward(torch.from_numpy(ids[None]).to(self.model.device), cache, 1)
+            inputs = torch.from_numpy(ids[None]).to(self.device)
+            for low in range(0, len(ids), step):
+                self._forward(inputs[:, low : low + step], cache, 1)
         return cache
 
     def judge(self, rows: Sequence[_Row], skipped: int, prefix: Any) -> list[Floats]:
@@ -337,11 +343,13 @@ class _Loaded:
 
         count, width = ids.shape
         values = np.full(ids.shape, math.log(self.vocabulary))
-        step = max(1, _LOGIT_ROWS // count)
+        step = _LOGIT_ROWS // count
+        if not self._takes_rows:
+            first = 0  # logits come for all positions anyway
         if cache is None and width - 1 - first > step:
             cache = self.new_cache()
         with torch.inference_mode():
-            inputs = torch.from_numpy(ids).to(self.model.device)
+            inputs = torch.from_numpy(ids).to(self.device)
             low = 0
             while low < width - 1:
                 high = min(max(low, first) + step, width - 1)
@@ -364,16 +372,18 @@ class _Loaded:
 def _nll(logits: Any, targets: Any) -> Floats:
     """``-ln softmax(logits)[target]`` in float32; shape of the targets."""
     logits = logits.float()
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    result: Floats = (logits.logsumexp(-1) - chosen).cpu().numpy().astype(np.float64)
-    return result
+    chosen = logits.gather(-1, targets.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    return finite((logits.logsumexp(-1) - chosen).cpu().numpy().astype(np.float64))
 
 
 def _batches(rows: Sequence[_Row], most: int, shared: int) -> Iterator[list[_Row]]:
-    """Group rows by length, so that none has more padded tokens than `most`."""
+    """Group rows by length, so that none has more padded tokens than `most`, and each of them
+    at least one position with logits.
+    """
     batch: list[_Row] = []
     for row in sorted((row for row in rows if len(row.ids)), key=len):
-        if batch and (len(batch) + 1) * (len(row) - shared) > most:
+        is_full = len(batch) == _LOGIT_ROWS or (len(batch) + 1) * (len(row) - shared) > most
+        if batch and is_full:
             yield batch
             batch = []
         batch.append(row)

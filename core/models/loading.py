@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import MissingExtraError, ModelError
 
 __all__ = [
     "DEFAULT_ENCODER",
     "bundled_encoder",
+    "finite",
     "fitting_batch",
+    "input_device",
     "load_sentence_transformer",
     "load_transformer",
 ]
@@ -190,6 +195,31 @@ def load_transformer(
 def fitting_batch(device: Any) -> int:
     """Tokens per forward pass: few on a CPU, whose caches they should fit; many elsewhere."""
     return 256 if device.type == "cpu" else 16_384
+
+
+def input_device(model: Any) -> Any:
+    """Where the model takes its tokens: where it is, else a CPU, from which accelerate moves
+    them to wherever it runs a model whose weights it keeps elsewhere.
+    """
+    import torch
+
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values as they are.
+
+    Raises
+    ------
+    ModelError
+        Some are no finite numbers.
+    """
+    if not np.isfinite(values).all():
+        raise ModelError(
+            "the model gives values that are not finite, and so says nothing of the text; its "
+            "dtype may be too narrow for it: try 'bfloat16' or 'float32'"
+        )
+    return values
 
 
 def _best_device(torch: Any) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .alignment import Floats, Tokens, tokenize
-from .loading import fitting_batch, load_transformer
+from .loading import finite, fitting_batch, input_device, load_transformer
 from .remembered import Remembered
 
 __all__ = ["Tagged", "TokenClassifier"]
@@ -152,7 +152,7 @@ class _Loaded:
 
     def __init__(self, model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
-        self.device = model.device
+        self.device = input_device(model)
         framed = tokenizer("a", return_special_tokens_mask=True)
         special = framed["special_tokens_mask"]
         inside = [i for i, flag in enumerate(special) if not flag]
@@ -163,7 +163,7 @@ class _Loaded:
         self.pad = tokenizer.pad_token_id or 0
         self.room = _window(model.config) - self.extra
         self.model = _quantized(model) if settings["int8"] else model
-        self.batch_tokens = settings["batch_tokens"] or fitting_batch(model.device)
+        self.batch_tokens = settings["batch_tokens"] or fitting_batch(self.device)
 
     def probabilities(self, rows: Sequence[NDArray[np.int64]], label: int) -> list[Floats]:
         import torch
@@ -180,7 +180,7 @@ class _Loaded:
                 input_ids=torch.from_numpy(ids).to(self.device),
                 attention_mask=torch.from_numpy(mask).to(self.device),
             ).logits
-            kept = logits.float().softmax(-1)[..., label].cpu().numpy().astype(np.float64)
+            kept = finite(logits.float().softmax(-1)[..., label].cpu().numpy().astype(np.float64))
         start = len(self.before)
         return [kept[i, start : start + len(row)] for i, row in enumerate(rows)]
 

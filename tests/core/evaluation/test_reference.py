@@ -24,14 +24,15 @@ from laconic.errors import InputError, MissingExtraError, ModelError
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.xdist_group("reference")
 
-ROOT = Path(__file__).parents[3]
+NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo Jun".split()
+PLACES = "Paris Oslo Lima Cairo Perth Quito Turin Delhi Osaka Accra".split()
 TEXTS = [
-    *(file.read_text(encoding="utf-8") for file in [ROOT / "README.md", ROOT / "CHANGELOG.md"]),
+    Path(__file__).parents[3].joinpath("LICENSE").read_text(encoding="utf-8"),
+    *(f"{NAMES[n % 10]} sells {n} boats in {PLACES[n % 10]}." for n in range(2, 999, 7)),
+    "Where does Eve sell her boats? Yes.",
     "東京は日本の首都です。人口は約1400万人。\n他住在北京市。",
     "Ünïcode: naïve café, 3.50 € on 2024-01-02, 12,345.67 tons 😀👍🏽.",
 ] * 2
-NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo Jun".split()
-PLACES = "Paris Oslo Lima Cairo Perth Quito Turin Delhi Osaka Accra".split()
 QUESTION = "Where does Eve sell her boats?"
 
 

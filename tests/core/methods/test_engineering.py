@@ -254,11 +254,6 @@ class TestBatches:
         assert text.count(".") > 50
         assert len(seen) <= 8
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="CausalLM.nll judges equal texts each, in batches that may round in another way, "
-        "so that equal phrases of overlapping chunks are kept or dropped by chance",
-    )
     def test_equal_sentences_are_judged_once(self, models: Any, prose: Prose) -> None:
         """23: nothing is known of what was read before."""
         lm = CausalLM(models("llama"), batch_tokens=2048)
@@ -296,20 +291,12 @@ class TestMemory:
         rows = self.rows(lm, name, prose)
         assert max(rows) <= 512 < sum(rows)
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="a batch has up to batch_tokens / 2 rows, each with logits for a position at least",
-    )
     @pytest.mark.parametrize("name", ["llmlingua", "selective_context"])
     def test_nor_for_more_when_there_are_many_short_texts(self, models: Any, name: str) -> None:
         """24: the same."""
         lm = CausalLM(models("gpt2"), batch_tokens=2048)
         assert max(self.rows(lm, name, None)) <= 512
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="without logits_to_keep a context gets logits too: it is not read in steps",
-    )
     def test_nor_for_more_from_a_model_that_always_gives_all(
         self, models: Any, prose: Prose
     ) -> None:

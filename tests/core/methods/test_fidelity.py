@@ -15,7 +15,6 @@ import regex
 
 from laconic.core import get_compressor
 from laconic.core.compressor import Compressor
-from laconic.core.method import Method
 from laconic.core.types import Compression
 from laconic.errors import BudgetError, InputError
 
@@ -116,7 +115,6 @@ class TestLayout:
             for line in left.splitlines():
                 assert len({tag[1:] for tag in regex.findall(r"\b[ke]\d+", line)}) <= 1
 
-    @pytest.mark.xfail(strict=True, reason="units.phrases cuts at marks only, not at line breaks")
     @pytest.mark.parametrize("kind", ["gpt2", "llama"])
     def test_phrases_end_with_their_line(self, make: Any, kind: str) -> None:
         """11: selective-context replaces every line break by a space before it reads."""
@@ -124,15 +122,17 @@ class TestLayout:
         spans = make("selective_context", kind).segment(text)
         assert [text[a:b] for a, b in spans if "\n" in text[a:b].strip()] == []
 
-    @pytest.mark.xfail(
-        strict=True, reason="units.words and units.phrases give it to what is before"
-    )
-    def test_indentation_belongs_to_what_it_indents(self, method: Compressor) -> None:
+    @pytest.mark.parametrize("rate", RATES)
+    def test_what_is_kept_of_a_line_is_indented_like_it(
+        self, method: Compressor, rate: float
+    ) -> None:
         """11: v1 and selective-context lose tabs and indentation."""
-        assert isinstance(method, Method)
-        spans = method.segment(LAYOUT)
-        ends = [LAYOUT[a:b] for a, b in spans[:-1]]
-        assert [unit for unit in ends if regex.search(r"\n[^\S\n]+\Z", unit)] == []
+        indents = ["", "  ", "\t", "    ", "\t\t", " "]
+        lines = [f"{indent}{f'w{i} ' * 9}." for i, indent in enumerate(indents)]
+        left = method.compress("\n".join(lines), query=QUERY, budget=rate).text
+        for line in left.splitlines()[1:]:
+            for tag in regex.findall(r"(?<=w)\d", line):
+                assert line[: -len(line.lstrip())] == indents[int(tag)]
 
     def test_paragraphs_stay_apart(self, method: Compressor, prose: Prose) -> None:
         """11: selective-context replaces every run of white space by a space."""
@@ -177,9 +177,6 @@ class TestScripts:
             assert is_subsequence(result.text, SCRIPTS[script])
             assert glued(result) == []
 
-    @pytest.mark.xfail(
-        strict=True, reason="alignment.tile joins tokens that share a character, not a grapheme"
-    )
     @pytest.mark.parametrize("script", ["emoji", "marks", "th"])
     @pytest.mark.parametrize("name", ["llmlingua", "selective_context"])
     @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -217,7 +214,7 @@ class TestScripts:
                 left = method.compress(text, query=QUERY, budget=rate, counter=len)
                 assert bare_words(left.text) <= bare_words(text)
             kept = method.compress(text, query=QUERY, budget=0.95, counter=len, keep=[giant])
-            assert giant in kept.text.split()
+            assert giant in bare_words(kept.text)
 
     def test_a_word_longer_than_the_window(self, method: Compressor) -> None:
         """12: more than 512 tokens without a place to cut."""
@@ -241,9 +238,6 @@ class TestNumbers:
         assert bare_words(left) <= bare_words(self.TEXT)
         assert left.count("%") == left.count("−4.5 %") == left.count("4.5")
 
-    @pytest.mark.xfail(
-        strict=True, reason="packing.pack cuts the best unit even where another one fits whole"
-    )
     @pytest.mark.parametrize("text", ["12,345.67 is", "Internationalization was"])
     def test_no_fragment_where_a_whole_word_fits(
         self, case: tuple[str, str], silent: Any, text: str
@@ -303,7 +297,9 @@ class TestForced:
         lines = [f"l{i} {prose(8, i)}" for i in range(12)]
         method = make("llmlingua2", kind, force_tokens=force_tokens)
         left = method.compress("\n".join(lines), budget=0.6, keep=[regex.compile(r"l\d+")]).text
-        assert [line.split()[0] for line in left.splitlines()] == [f"l{i}" for i in range(12)]
+        assert [regex.match(r"\w+", line)[0] for line in left.splitlines()] == [
+            f"l{i}" for i in range(12)
+        ]
 
     def test_what_does_not_fit_is_an_error(self, make: Any, kind: str) -> None:
         """14: v2 goes over the budget, or gives up some of what it was to keep."""
@@ -322,10 +318,6 @@ class TestForced:
         result = once.compress(text, budget=6, counter=words)
         assert result.text.split() == "aye nay perhaps nay aye nay".split()
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="a repeat is no longer forced but keeps its score, so it is kept all the same",
-    )
     def test_a_repeat_is_dropped_however_likely(self, make: Any, kind: str) -> None:
         """14: v2 sets the probability of a repeat to 0."""
         text = f"one {'. ' * 20}two {'! ' * 20}and then some more words for the end"
@@ -333,9 +325,6 @@ class TestForced:
         left = method.compress(text, budget=0.6).text
         assert not regex.search(r"([.!])\s*\1", left)
 
-    @pytest.mark.xfail(
-        strict=True, reason="a str is read as its characters, and what is no str fails later"
-    )
     @pytest.mark.parametrize("wrong", ["The answer is", [1], [None], None, 5])
     def test_what_is_no_list_of_texts_is_refused(self, make: Any, kind: str, wrong: Any) -> None:
         """14, 18: a str would force each of its letters."""

@@ -182,11 +182,6 @@ class TestOptions:
             assert p.text.startswith(text.split()[0])
             assert p.text.endswith(text.split()[-1])
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="all units of a passage that the coarse stage leaves unread have the same score, "
-        "so that its first words are kept",
-    )
     @pytest.mark.parametrize("name", ["llmlingua", "longllmlingua"])
     @pytest.mark.parametrize(
         "budget",
@@ -220,7 +215,6 @@ class TestOptions:
         with pytest.raises(InputError):
             make(name, "gpt2", **options)
 
-    @pytest.mark.xfail(strict=True, reason="LLMLingua checks its level when it cuts a text")
     @pytest.mark.parametrize("name", ["llmlingua", "longllmlingua"])
     def test_a_level_that_there_is_not_is_refused_at_once(self, make: Any, name: str) -> None:
         """18: the same."""
