@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import regex
 
@@ -14,6 +16,7 @@ __all__ = [
     "Interval",
     "contains_answer",
     "evidence_kept",
+    "mean_interval",
     "paired_p_value",
     "wilson_interval",
     "word_recall",
@@ -67,7 +70,7 @@ def _holds(text: str, spans: Sequence[Span], wanted: Span) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A proportion with its 95 % confidence interval, all from 0 to 1."""
+    """A value with its 95 % confidence interval; printed as a proportion in per cent."""
 
     value: float
     low: float
@@ -86,6 +89,13 @@ def wilson_interval(successes: float, n: int) -> Interval:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """A mean with its 95 % interval after the normal approximation."""
+    half = 1.959964 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.inf
+    mean = fmean(values)
+    return Interval(mean, mean - half, mean + half)
 
 
 def paired_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:

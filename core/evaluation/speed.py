@@ -21,6 +21,7 @@ from ..budget import Budget, TokenCounter
 from ..methods import get_compressor
 from ..models.causal_lm import CausalLM
 from ..models.token_classifier import TokenClassifier
+from ..types import Compression
 from .random_models import build_model
 from .reference import SelectiveContextReference, reference_compressor
 
@@ -101,10 +102,6 @@ def compare(
         size |= {"layers": lm_layers, "positions": 9000}
         lm = build_model("gpt2", Path(folder, "gpt2"), texts, **size)
 
-        def tagging(int8: bool = False) -> Callable[[list[str]], Any]:
-            model = TokenClassifier(tagger, int8=int8, cache_size=0)
-            return _ours("llmlingua2", model, query)
-
         theirs = reference_compressor(tagger, llmlingua2=True)
         causal = reference_compressor(lm)
         loop = SelectiveContextReference(lm)
@@ -121,44 +118,43 @@ def compare(
         def contrastive(documents: list[str]) -> Any:
             return causal.compress_prompt(documents, question=query, rate=_RATE, **_LONG)
 
-        model = CausalLM(lm)
-        cases: list[tuple[str, Callable[..., Any], Callable[..., Any], list[str]]] = [
-            ("LLMLingua-2, 20 documents of 150 tokens", filtered, tagging(), short),
-            ("LLMLingua-2, the same, context filter off", unfiltered, tagging(), short),
-            ("LLMLingua-2, one document of 4,000 tokens", unfiltered, tagging(), long),
-            ("LLMLingua-2, the same, int8", unfiltered, tagging(int8=True), long),
-            (
-                "Selective Context, 4,000 tokens",
-                lambda documents: loop.compress(documents[0], reduce_ratio=_RATE),
-                _ours("selective_context", model, query),
-                long,
-            ),
-            (
-                "LLMLingua, 4,000 tokens",
-                iterative,
-                _ours("llmlingua", model, query, segment_tokens=_SEGMENT),
-                long,
-            ),
+        def information(documents: list[str]) -> Any:
+            return loop.compress(documents[0], reduce_ratio=_RATE)
+
+        def ours(name: str, model: Any, **options: Any) -> Callable[[list[str]], Compression]:
+            method = get_compressor(name, model=model, **options)
+            return lambda documents: method.compress(
+                documents, query=query, budget=Budget.rate(_RATE)
+            )
+
+        tag = ours("llmlingua2", TokenClassifier(tagger, cache_size=0))
+        tag_int8 = ours("llmlingua2", TokenClassifier(tagger, int8=True, cache_size=0))
+        yield _timed("LLMLingua-2, 20 documents of 150 tokens", filtered, tag, short, repeats)
+        yield _timed("the same, context filter off", unfiltered, tag, short, repeats)
+        yield _timed("LLMLingua-2, one document of 4,000 tokens", unfiltered, tag, long, repeats)
+        yield _timed("the same, int8", unfiltered, tag_int8, long, repeats)
+        full, half = CausalLM(lm), CausalLM(lm, dtype="bfloat16")
+        own: dict[str, Any] = {"segment_tokens": _SEGMENT}
+        for title, reference, documents, name, options in (
+            ("Selective Context, 4,000 tokens", information, long, "selective_context", {}),
+            ("LLMLingua, 4,000 tokens", iterative, long, "llmlingua", own),
             (
                 "LongLLMLingua, 20 documents of 150 tokens",
                 contrastive,
-                _ours("longllmlingua", model, query, segment_tokens=_SEGMENT, coarse_factor=1.0),
                 short,
+                "longllmlingua",
+                own | {"coarse_factor": 1.0},
             ),
-        ]
-        for name, reference, method, documents in cases:
-            yield _timed(name, reference, method, documents, repeats)
-
-
-def _ours(name: str, model: Any, query: str, **options: Any) -> Callable[[list[str]], Any]:
-    method = get_compressor(name, model=model, **options)
-    return lambda documents: method.compress(documents, query=query, budget=Budget.rate(_RATE))
+        ):
+            exact, rounded = ours(name, full, **options), ours(name, half, **options)
+            yield _timed(title, reference, exact, documents, repeats)
+            yield _timed("the same, bfloat16", reference, rounded, documents, repeats)
 
 
 def _timed(
     name: str,
-    theirs: Callable[..., Any],
-    ours: Callable[..., Any],
+    theirs: Callable[[list[str]], Any],
+    ours: Callable[[list[str]], Compression],
     documents: list[str],
     repeats: int,
 ) -> Comparison:
@@ -184,7 +180,7 @@ def _documents(texts: Sequence[str], count: int, size: int, counter: TokenCounte
 
 
 def compare_memory(texts: Sequence[str], *, tokens: int = 8000) -> dict[str, int]:
-    """Bytes by which one LLMLingua compression raises the peak memory of its process.
+    """Bytes by which the memory of a process rises at most during one LLMLingua compression.
 
     Each runs in a process of its own, on a small GPT-2 with a vocabulary of 50,000.
 
@@ -211,8 +207,9 @@ def compare_memory(texts: Sequence[str], *, tokens: int = 8000) -> dict[str, int
 
 
 _MEMORY_SCRIPT = """
-import json, resource, sys
+import json, sys, threading
 from pathlib import Path
+import psutil
 who, folder = sys.argv[1], Path(sys.argv[2])
 text = json.loads((folder / "text.json").read_text(encoding="utf-8"))
 if who == "ours":
@@ -224,8 +221,17 @@ else:
     compressor = reference_compressor(folder / "gpt2")
     run = lambda text: compressor.compress_prompt([text], rate=0.5)
 run(text[:2000])
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+resident = lambda: psutil.Process().memory_info().rss
+before = peak = resident()
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, resident())
+watcher = threading.Thread(target=watch)
+watcher.start()
 run(text)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+done.set()
+watcher.join()
+print(peak - before)
 """

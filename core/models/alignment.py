@@ -42,10 +42,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def between(self, start: int, stop: int) -> Tokens:
+        """The tokens from `start` to before `stop`."""
+        return Tokens(self.ids[start:stop], self.offsets[start:stop])
+
     def parts(self, size: int) -> Iterator[Tokens]:
         """Cut into runs of at most `size` tokens; no tokens are one run."""
         for start in range(0, max(1, len(self.ids)), size):
-            yield Tokens(self.ids[start : start + size], self.offsets[start : start + size])
+            yield self.between(start, start + size)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:

@@ -23,7 +23,7 @@ from ..errors import ModelError
 from .alignment import Floats, Tokens, tokenize
 from .loading import finite, fitting_batch, input_device, load_transformer
 
-__all__ = ["CausalLM", "Stream"]
+__all__ = ["CausalLM", "Stream", "start_token"]
 
 Ids = NDArray[np.int64]
 
@@ -275,9 +275,7 @@ class _Loaded:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         config = model.config.get_text_config()
         self.window = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        start = tokenizer.bos_token_id
-        start = tokenizer.eos_token_id if start is None else start
-        self.start = np.array([] if start is None else [start], np.int64)
+        self.start = np.array(start_token(tokenizer), np.int64)
         self.device = input_device(model)
         self.batch_tokens = batch_tokens or fitting_batch(self.device)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -369,11 +367,20 @@ class _Loaded:
         return logits[:, -keep:]
 
 
+def start_token(tokenizer: Any) -> list[int]:
+    """What precedes a text: the token that starts texts, else the one that ends them, if any."""
+    start = tokenizer.bos_token_id
+    start = tokenizer.eos_token_id if start is None else start
+    return [] if start is None else [start]
+
+
 def _nll(logits: Any, targets: Any) -> Floats:
     """``-ln softmax(logits)[target]`` in float32; shape of the targets."""
-    logits = logits.float()
-    chosen = logits.gather(-1, targets.to(logits.device).unsqueeze(-1)).squeeze(-1)
-    return finite((logits.logsumexp(-1) - chosen).cpu().numpy().astype(np.float64))
+    from torch.nn.functional import cross_entropy
+
+    targets = targets.to(logits.device)
+    values = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return finite(values.view_as(targets).cpu().numpy().astype(np.float64))
 
 
 def _batches(rows: Sequence[_Row], most: int, shared: int) -> Iterator[list[_Row]]:

@@ -28,8 +28,13 @@ RIVALS = ("langchain-embeddings-filter", "llamaindex-sentence-optimizer")
 
 def run(options: argparse.Namespace) -> None:
     """Print a table for each file, and save tables and plots if a folder is given."""
-    if options.what == "reference":
-        _print_reference(options.data)
+    if options.what in ("reference", "rates"):
+        examples = [example for name in options.data for example in load(name)]
+        texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))
+        if options.what == "rates":
+            _print_rates(texts)
+        else:
+            _print_reference(texts[:500], examples[0].question)
         return
     methods = {name: _compressors(name) for name in options.methods.split(",")}
     counter = TokenCounter.of(options.counter)
@@ -74,24 +79,36 @@ def _compressors(name: str) -> list[Compressor]:
     return [get_compressor(name)]
 
 
-def _print_reference(data: Sequence[str]) -> None:
+def _print_rates(texts: Sequence[str]) -> None:
+    """Print how far each method stays from the rates that were asked for."""
+    from ...core.evaluation.rates import LENGTHS, RATES, sweep
+
+    print(
+        f"{len(LENGTHS)} lengths from {LENGTHS[0]} to {LENGTHS[-1]:,} tokens, rates "
+        f"{', '.join(map(str, RATES))}, random weights"
+    )
+    print("| method | texts | over | more than 2 % and a unit under | kept of the limit, least |")
+    print("|---|--:|--:|--:|--:|")
+    for result in sweep(texts):
+        print(result, flush=True)
+
+
+def _print_reference(texts: Sequence[str], question: str) -> None:
     """Print seconds and peak memory of the published implementations and ours."""
     import torch
 
     from ...core.evaluation.speed import compare, compare_memory
 
-    examples = [example for name in data for example in load(name)]
-    texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))[:500]
     print(f"random weights, {torch.get_num_threads()} threads, medians of 5 pairs of runs")
     print("| case | reference s | laconic s | ratio [least, most] |")
     print("|---|--:|--:|--:|")
-    for comparison in compare(texts, examples[0].question):
+    for comparison in compare(texts, question):
         print(comparison, flush=True)
     peaks = compare_memory(texts)
     theirs, ours = peaks["theirs"] / 2**20, peaks["ours"] / 2**20
     print(
         f"| LLMLingua, 8,000 tokens, vocabulary 50,000: peak memory in MiB "
-        f"| {theirs:.0f} | {ours:.0f} | {theirs / ours:.1f}x |"
+        f"| {theirs:.0f} | {ours:.0f} | {theirs / ours:.0f}x |"
     )
 
 

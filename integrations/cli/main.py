@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compress(commands.add_parser("compress", help="compress files or standard input"))
     _add_bench(commands.add_parser("bench", help="measure methods on questions with answers"))
+    _add_train(commands.add_parser("train", help="train the models that methods judge with"))
     _add_demo(commands.add_parser("demo", help="compress what a retriever finds, on real text"))
     return parser
 
@@ -95,11 +96,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("retention", "speed", "reference"),
+        choices=("retention", "speed", "reference", "rates"),
         default="retention",
         metavar="WHAT",
-        help="retention (default), speed, or reference: time and memory beside llmlingua and "
-        "Selective Context as published, with the same random weights",
+        help="retention (default), speed, reference: time and memory beside llmlingua and "
+        "Selective Context as published, with the same random weights, or rates: tokens kept "
+        "beside tokens asked for, at any length",
     )
     parser.add_argument(
         "--data",
@@ -117,6 +119,34 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
     parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
+    align = recipes.add_parser(
+        "align", help="tune a small language model on what the target model writes"
+    )
+    align.description = (
+        "Distribution alignment (LLMLingua, section 4.3): tune a causal language model with LoRA "
+        "on instructions and a target model's outputs, and print how much better it expects "
+        "outputs that it was not trained on. A stopped run goes on when it is started again."
+    )
+    align.add_argument("--model", required=True, help="hub id or folder of the small model")
+    align.add_argument("--data", required=True, metavar="FILE", help="JSON lines")
+    align.add_argument("--out", required=True, metavar="FOLDER", help="where the model is saved")
+    align.add_argument(
+        "--prompt",
+        default="instruction,input",
+        metavar="KEYS",
+        help="the keys whose texts make the prompt (default: instruction,input)",
+    )
+    align.add_argument("--output", default="output", metavar="KEY", help="default: output")
+    align.add_argument("--epochs", type=float, default=3.0, help="default 3")
+    align.add_argument("--rank", type=int, default=16, help="of the adapters, default 16")
+    align.add_argument("--learning-rate", type=float, default=2e-4, help="default 0.0002")
+    align.add_argument("--batch-size", type=int, default=8, help="default 8")
+    align.add_argument("--max-tokens", type=int, default=512, help="of a pair, default 512")
+    align.add_argument("--device", help="default: the best there is")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
