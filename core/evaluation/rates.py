@@ -117,12 +117,15 @@ def _start(words: Sequence[str], tokens: int, counter: TokenCounter) -> str:
 def shortfall(method: Compressor, result: Compression, counter: TokenCounter) -> tuple[int, float]:
     """Tokens of the limit that are unused, and how many may be: 2 %, or less than one unit."""
     assert isinstance(method, Method)
-    left_out = []
+    left_out: list[str] = []
     for p in (*result.passages, *result.dropped):
         kept = {place for span in p.spans for place in range(*span)}
         text = p.passage.text
-        units = [span for span in method.segment(text) if span.start not in kept]
-        left_out += [counter.count(text[a:b].strip()) for a, b in units]
-    return result.limit - result.tokens_after, max(
-        TOLERANCE * result.limit, min(left_out, default=0)
-    )
+        for start, end in method.segment(text):
+            if start not in kept:
+                left_out.append(text[start:end].strip())
+            else:  # of a unit that was cut the next word
+                rest = (i for i in range(start, end) if i not in kept and not text[i].isspace())
+                left_out += text[next(rest, end) : end].split()[:1]
+    smallest = min(map(counter.count, left_out), default=0)
+    return result.limit - result.tokens_after, max(TOLERANCE * result.limit, smallest)

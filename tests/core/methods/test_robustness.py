@@ -25,7 +25,7 @@ from transformers import (
 
 from laconic.core import Budget, TokenCounter, get_compressor
 from laconic.core.compressor import Compressor
-from laconic.core.method import Method
+from laconic.core.evaluation.rates import shortfall
 from laconic.core.models.causal_lm import CausalLM
 from laconic.core.models.token_classifier import TokenClassifier
 from laconic.core.testing import check_promises
@@ -42,19 +42,6 @@ ONE_KIND = [
     ("selective_context", "gpt2"),
 ]
 CAUSAL = ("llmlingua", "longllmlingua", "selective_context")
-
-
-def shortfall(method: Compressor, result: Compression, counter: TokenCounter) -> tuple[int, float]:
-    """Tokens of the limit that are unused, and how many may be: 2 %, or less than one unit."""
-    assert isinstance(method, Method)
-    dropped = []
-    for p in (*result.passages, *result.dropped):
-        kept = {place for span in p.spans for place in range(*span)}
-        text = p.passage.text
-        units = [span for span in method.segment(text) if span.start not in kept]
-        dropped += [counter.count(text[a:b].strip()) for a, b in units]
-    assert result.tokens_after <= result.limit
-    return result.limit - result.tokens_after, max(0.02 * result.limit, min(dropped, default=0))
 
 
 def kept_places(result: Compression) -> set[tuple[int, int]]:
