@@ -1,0 +1,253 @@
+"""Continual context distillation: reading without end into a pot that never overflows.
+
+Source: Kim et al., "InfiniPot: Infinite Context Processing on Memory-Constrained LLMs", EMNLP
+2024, section 3 and algorithm 1. A pot of M entries is filled; when it is full, C of them are
+kept, moved to the positions 0 to C - 1 (CR-RoPE), and reading goes on. Every policy runs in
+this loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Cache
+
+from ...core.errors import BudgetError, ModelError
+from .attention import Recorder, attach, recording
+from .cache import FullLayer, SlidingLayer, new_cache, snapshot
+from .policies.base import LayerView, Policy, best
+from .rope import Rotator
+
+__all__ = ["Engine", "State"]
+
+
+@dataclass
+class State:
+    """What one conversation has left in the model's cache.
+
+    Attributes
+    ----------
+    cache
+        The entries.
+    position
+        Where the next token stands: how many entries the fullest layer holds.
+    seen
+        Tokens read since the start.
+    turn
+        The turn that is being read, from 0.
+    recorder
+        The attention that the policy watches; None when it watches none.
+    logits
+        What the model expects next; shape ``(vocabulary,)``, None before the first token.
+    """
+
+    cache: Cache
+    recorder: Recorder | None
+    position: int = 0
+    seen: int = 0
+    turn: int = 0
+    logits: torch.Tensor | None = field(default=None, repr=False)
+
+    def copy(self) -> State:
+        """A copy that shares its tensors: what happens to one does not happen to the other."""
+        recorder = self.recorder.copy() if self.recorder else None
+        return replace(self, cache=snapshot(self.cache), recorder=recorder)
+
+    def full(self) -> list[tuple[int, FullLayer]]:
+        """The layers of full attention, with their numbers."""
+        layers = enumerate(self.cache.layers)
+        return [(i, layer) for i, layer in layers if isinstance(layer, FullLayer)]
+
+
+class Engine:
+    """A model with a policy; it holds nothing of any conversation and serves all of them.
+
+    Parameters
+    ----------
+    model
+        A causal language model of transformers with rotary positions, in eval mode.
+    policy
+        What is kept.
+    pot
+        Entries that a layer may hold, M.
+    keep
+        Entries that a layer holds after a distillation on average, C.
+    chunk
+        Tokens of a forward pass at most.
+    catalyst
+        The tokens of the policy's catalyst; none for a policy without one.
+    rerotate
+        Whether kept entries are moved to the start (CR-RoPE). Without it positions grow with
+        what is read.
+
+    Raises
+    ------
+    BudgetError
+        What is kept and the catalyst leave no room in the pot.
+    ModelError
+        The model cannot have a bounded memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy: Policy,
+        pot: int,
+        keep: int,
+        chunk: int,
+        catalyst: list[int],
+        rerotate: bool = True,
+    ) -> None:
+        _check(model)
+        if keep < 1 or keep + len(catalyst) >= pot:
+            raise BudgetError(
+                f"a pot of {pot} entries must hold the {keep} that are kept, the "
+                f"{len(catalyst)} of the catalyst and at least one more; raise the budget or "
+                f"keep less"
+            )
+        attach(model)
+        self.model = model
+        self.policy = policy
+        self.pot = pot
+        self.keep = keep
+        self.chunk = chunk
+        self.catalyst = torch.tensor(catalyst, dtype=torch.long, device=model.device)
+        self.rerotate = rerotate
+        self.rotator = Rotator(model, pot)
+
+    @property
+    def room(self) -> int:
+        """Entries that can be filled before a distillation: the catalyst must fit behind."""
+        return self.pot - len(self.catalyst)
+
+    def start(self) -> State:
+        """The state of a conversation that has not begun."""
+        watches = 0 if len(self.catalyst) else self.policy.watches
+        return State(new_cache(self.model), None if watches == 0 else Recorder(watches))
+
+    def feed(self, state: State, ids: torch.Tensor) -> None:
+        """Read tokens, shape ``(tokens,)``, distilling whenever the pot is full."""
+        while len(ids):
+            room = self.room - state.position
+            if room <= 0:
+                self.distill(state)
+                continue
+            part, ids = ids[: min(room, self.chunk)], ids[min(room, self.chunk) :]
+            self._read(state, part)
+
+    def distill(self, state: State, question: torch.Tensor | None = None) -> None:
+        """Keep what the policy wants, and make room for more.
+
+        Parameters
+        ----------
+        state
+            It is changed.
+        question
+            Tokens that stand in for the catalyst (CaP-Q).
+        """
+        layers = state.full()
+        recorder = self._ask(state, self.catalyst if question is None else question)
+        views = [
+            LayerView(
+                keys=layer.keys[0],
+                values=layer.values[0],
+                attention=recorder.weights[i] if recorder else None,
+                nll=layer.notes.get("nll"),
+                turn=layer.notes["turn"],
+                now=state.turn,
+            )
+            for i, layer in layers
+        ]
+        counts = self.policy.keeps(views, self.keep)
+        end = max(counts) if self.rerotate else state.position
+        for (i, layer), view, count in zip(layers, views, counts, strict=True):
+            if len(view) <= count:
+                continue
+            index = best(self.policy.score(view, count), count).sort(-1).values
+            layer.select(index)
+            if state.recorder:
+                state.recorder.select(i, index)
+            if self.rerotate:
+                was = index + (state.position - len(view))
+                here = torch.arange(end - count, end, device=index.device)
+                layer.keys = self.rotator.move(layer.keys, here - was, i)
+        if self.rerotate:
+            self._slide(state, end - state.position)
+        state.position = end
+
+    def _ask(self, state: State, question: torch.Tensor) -> Recorder | None:
+        """The attention that the policy wants to know: the question's, which leaves no trace."""
+        if not len(self.catalyst):
+            return state.recorder
+        recorder = Recorder(len(question))
+        entries = {i: layer.get_seq_length() for i, layer in state.full()}
+        before, state.cache = state.cache, snapshot(state.cache)
+        try:
+            self._forward(state, question, recorder, 1)
+        finally:
+            state.cache = before
+        for i, held in entries.items():
+            recorder.weights[i] = recorder.weights[i][:, :, :held]
+        return recorder
+
+    def _slide(self, state: State, by: int) -> None:
+        """Move the layers of sliding-window attention, as they are, to where the others end."""
+        for i, layer in enumerate(state.cache.layers):
+            if isinstance(layer, SlidingLayer) and layer.cumulative_length:
+                steps = torch.full(layer.keys.shape[1:3], by, device=layer.keys.device)
+                layer.keys = self.rotator.move(layer.keys, steps, i)
+                layer.cumulative_length += by
+
+    def _read(self, state: State, ids: torch.Tensor) -> None:
+        wants_all = self.policy.needs_nll
+        logits = self._forward(state, ids, state.recorder, 0 if wants_all else 1)
+        notes = {
+            "place": torch.arange(state.seen, state.seen + len(ids), device=ids.device),
+            "turn": torch.full_like(ids, state.turn),
+        }
+        notes = {name: values.int() for name, values in notes.items()}
+        if wants_all:
+            first = (
+                torch.full((1,), torch.inf, device=logits.device)
+                if state.logits is None
+                else cross_entropy(state.logits[None].float(), ids[:1], reduction="none")
+            )
+            rest = cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
+            notes["nll"] = torch.cat([first, rest])
+        for _, layer in state.full():
+            layer.note(**notes)
+        state.logits = logits[-1].clone()
+        state.position += len(ids)
+        state.seen += len(ids)
+
+    def _forward(
+        self, state: State, ids: torch.Tensor, recorder: Recorder | None, logits: int
+    ) -> torch.Tensor:
+        """Logits of the last so many tokens, 0 for all; shape ``(tokens, vocabulary)``."""
+        start = state.position
+        positions = torch.arange(start, start + len(ids), device=ids.device)
+        with torch.inference_mode(), recording(recorder):
+            output = self.model(
+                input_ids=ids[None],
+                past_key_values=state.cache,
+                position_ids=positions[None],
+                use_cache=True,
+                logits_to_keep=logits,
+            )
+        result: torch.Tensor = output.logits[0]
+        return result
+
+
+def _check(model: Any) -> None:
+    from transformers import PreTrainedModel
+
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise ModelError(f"a bounded memory is for a causal language model, got {name}")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} has an encoder; take a decoder-only model")
+    if model.training:
+        raise ModelError("the model is in training mode; call its eval() first")
