@@ -13,6 +13,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "QueryRequiredError",
+    "StateError",
     "UnknownMethodError",
 ]
 
@@ -39,6 +40,10 @@ class UnknownMethodError(LaconicError, ValueError):
 
 class ModelError(LaconicError, ValueError):
     """A model cannot be found, trusted or used for this purpose."""
+
+
+class StateError(LaconicError, ValueError):
+    """A stored state is damaged, or was made by another model, tokenizer or memory."""
 
 
 class MissingExtraError(LaconicError, ImportError):

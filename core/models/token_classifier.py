@@ -205,7 +205,7 @@ def _quantized(model: Any) -> Any:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch will move this elsewhere
-        return torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        return torch.ao.quantization.quantize_dynamic(
             copy.deepcopy(model).float(), {torch.nn.Linear}, dtype=torch.qint8
         )
 

@@ -120,7 +120,7 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     if s_aux is not None:
-        raise ModelError(f"{type(module).__name__} has learned attention sinks, which are not known here")
+        raise ModelError(f"the learned sinks of {type(module).__name__} are not known here")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = _fitted(attention_mask, key.shape[2])
     recorder = _active.get()

@@ -9,6 +9,7 @@ layer shares them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ...core.errors import ModelError
 
-__all__ = ["FullLayer", "SlidingLayer", "new_cache", "snapshot"]
+__all__ = ["BoundedCache", "FullLayer", "SlidingLayer", "new_cache"]
 
 
 class FullLayer(DynamicLayer):
@@ -31,8 +32,11 @@ class FullLayer(DynamicLayer):
         Per-entry tensors of shape ``(heads, entries)``, by name.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.notes: dict[str, torch.Tensor] = {}
 
     def note(self, **values: torch.Tensor) -> None:
@@ -63,6 +67,9 @@ class SlidingLayer(DynamicSlidingWindowLayer):
     Its count of tokens can be set back, so that the size of its mask follows from what it holds.
     """
 
+    keys: Any
+    values: Any
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Entries that a forward pass of so many queries attends to, and where they start."""
         held = self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
@@ -73,7 +80,33 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         return {"keys": self.keys, "values": self.values} if self.cumulative_length else {}
 
 
-def new_cache(model: Any) -> Cache:
+class BoundedCache(Cache):
+    """A cache of such layers."""
+
+    layers: list[FullLayer | SlidingLayer]  # type: ignore[assignment]
+
+    def __init__(self, layers: Sequence[FullLayer | SlidingLayer]) -> None:
+        super().__init__(layers=list(layers))
+
+    def full(self) -> list[tuple[int, FullLayer]]:
+        """The layers of full attention, with their numbers."""
+        return [(i, layer) for i, layer in enumerate(self.layers) if isinstance(layer, FullLayer)]
+
+    def sliding(self) -> list[tuple[int, SlidingLayer]]:
+        """The layers of sliding-window attention, with their numbers."""
+        found = enumerate(self.layers)
+        return [(i, layer) for i, layer in found if isinstance(layer, SlidingLayer)]
+
+    def snapshot(self) -> BoundedCache:
+        """A copy that shares its tensors: what happens to one does not happen to the other."""
+        layers = [copy.copy(layer) for layer in self.layers]
+        for layer in layers:
+            if isinstance(layer, FullLayer):
+                layer.notes = dict(layer.notes)
+        return BoundedCache(layers)
+
+
+def new_cache(model: Any) -> BoundedCache:
     """An empty cache for a model.
 
     Raises
@@ -81,7 +114,7 @@ def new_cache(model: Any) -> Cache:
     ModelError
         It has layers of another kind than full or sliding-window attention.
     """
-    layers: list[Any] = []
+    layers: list[FullLayer | SlidingLayer] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicLayer:
             layers.append(FullLayer())
@@ -92,13 +125,4 @@ def new_cache(model: Any) -> Cache:
                 f"a bounded memory knows full and sliding-window attention, and "
                 f"{type(model).__name__} has a {type(layer).__name__}"
             )
-    return Cache(layers=layers)
-
-
-def snapshot(cache: Cache) -> Cache:
-    """A copy that shares its tensors: what happens to one does not happen to the other."""
-    layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in layers:
-        if isinstance(layer, FullLayer):
-            layer.notes = dict(layer.notes)
-    return Cache(layers=layers)
+    return BoundedCache(layers)

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Cache
 
 from ...core.errors import BudgetError, ModelError
 from .attention import Recorder, attach, recording
-from .cache import FullLayer, SlidingLayer, new_cache, snapshot
+from .cache import BoundedCache, new_cache
 from .policies.base import LayerView, Policy, best
 from .rope import Rotator
 
@@ -44,7 +43,7 @@ class State:
         What the model expects next; shape ``(vocabulary,)``, None before the first token.
     """
 
-    cache: Cache
+    cache: BoundedCache
     recorder: Recorder | None
     position: int = 0
     seen: int = 0
@@ -54,12 +53,7 @@ class State:
     def copy(self) -> State:
         """A copy that shares its tensors: what happens to one does not happen to the other."""
         recorder = self.recorder.copy() if self.recorder else None
-        return replace(self, cache=snapshot(self.cache), recorder=recorder)
-
-    def full(self) -> list[tuple[int, FullLayer]]:
-        """The layers of full attention, with their numbers."""
-        layers = enumerate(self.cache.layers)
-        return [(i, layer) for i, layer in layers if isinstance(layer, FullLayer)]
+        return replace(self, cache=self.cache.snapshot(), recorder=recorder)
 
 
 class Engine:
@@ -148,7 +142,7 @@ class Engine:
         question
             Tokens that stand in for the catalyst (CaP-Q).
         """
-        layers = state.full()
+        layers = state.cache.full()
         recorder = self._ask(state, self.catalyst if question is None else question)
         views = [
             LayerView(
@@ -161,11 +155,14 @@ class Engine:
             )
             for i, layer in layers
         ]
-        counts = self.policy.keeps(views, self.keep)
-        end = max(counts) if self.rerotate else state.position
+        counts = [
+            min(count, len(view))
+            for view, count in zip(views, self.policy.keeps(views, self.keep), strict=True)
+        ]
+        # A model of sliding windows alone is bounded by itself, and has only its positions moved.
+        end = max(counts, default=min(self.keep, state.position))
+        end = end if self.rerotate else state.position
         for (i, layer), view, count in zip(layers, views, counts, strict=True):
-            if len(view) <= count:
-                continue
             index = best(self.policy.score(view, count), count).sort(-1).values
             layer.select(index)
             if state.recorder:
@@ -180,11 +177,11 @@ class Engine:
 
     def _ask(self, state: State, question: torch.Tensor) -> Recorder | None:
         """The attention that the policy wants to know: the question's, which leaves no trace."""
-        if not len(self.catalyst):
+        entries = {i: layer.get_seq_length() for i, layer in state.cache.full()}
+        if not len(self.catalyst) or not entries:
             return state.recorder
         recorder = Recorder(len(question))
-        entries = {i: layer.get_seq_length() for i, layer in state.full()}
-        before, state.cache = state.cache, snapshot(state.cache)
+        before, state.cache = state.cache, state.cache.snapshot()
         try:
             self._forward(state, question, recorder, 1)
         finally:
@@ -195,8 +192,8 @@ class Engine:
 
     def _slide(self, state: State, by: int) -> None:
         """Move the layers of sliding-window attention, as they are, to where the others end."""
-        for i, layer in enumerate(state.cache.layers):
-            if isinstance(layer, SlidingLayer) and layer.cumulative_length:
+        for i, layer in state.cache.sliding():
+            if layer.cumulative_length:
                 steps = torch.full(layer.keys.shape[1:3], by, device=layer.keys.device)
                 layer.keys = self.rotator.move(layer.keys, steps, i)
                 layer.cumulative_length += by
@@ -217,7 +214,7 @@ class Engine:
             )
             rest = cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
             notes["nll"] = torch.cat([first, rest])
-        for _, layer in state.full():
+        for _, layer in state.cache.full():
             layer.note(**notes)
         state.logits = logits[-1].clone()
         state.position += len(ids)

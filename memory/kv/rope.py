@@ -133,5 +133,11 @@ class Rotator:
 
 
 def _attention(decoder: Any) -> Any:
-    return next((m for m in decoder.modules() if hasattr(m, "layer_idx")
-                 and type(m).__name__.endswith("Attention")), None)
+    return next(
+        (
+            m
+            for m in decoder.modules()
+            if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")
+        ),
+        None,
+    )

@@ -44,7 +44,7 @@ class InfiniPot(Policy):
     """
 
     alpha: float = 0.5
-    catalyst: str = "Summarize the previous context highlighting the most important parts."
+    catalyst: str | None = "Summarize the previous context highlighting the most important parts."
     reduce: Literal["sum", "max"] = "sum"
     sink: int = 0
     recent: int = 0
@@ -58,7 +58,7 @@ class InfiniPot(Policy):
             raise InputError(f"alpha is a part, from 0 to 1, got {self.alpha!r}")
         if self.reduce not in ("sum", "max"):
             raise InputError(f"reduce is 'sum' or 'max', got {self.reduce!r}")
-        if not self.catalyst.strip():
+        if not (self.catalyst and self.catalyst.strip()):
             raise InputError("the catalyst is blank; give it a text")
 
     def score(self, layer: LayerView, keep: int) -> torch.Tensor:

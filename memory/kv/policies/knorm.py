@@ -24,4 +24,5 @@ class KNorm(Policy):
     def score(self, layer: LayerView, keep: int) -> torch.Tensor:
         """The negative norm of each key."""
         del keep
-        return -layer.keys.float().norm(dim=-1)
+        norms: torch.Tensor = torch.linalg.vector_norm(layer.keys.float(), dim=-1)
+        return -norms

@@ -29,13 +29,13 @@ class SnapKV(Policy):
         Neighbours over which their attention is averaged, an odd number (the published 5).
     """
 
-    watches: int = 32
+    watches: int | None = 32
     pool: int = 5
 
     name = "snapkv"
 
     def __post_init__(self) -> None:
-        if self.watches < 1:
+        if not self.watches or self.watches < 1:
             raise InputError(f"watches is at least 1, got {self.watches!r}")
         if self.pool < 1 or self.pool % 2 == 0:
             raise InputError(f"pool is an odd number, got {self.pool!r}")
