@@ -124,7 +124,7 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = _fitted(attention_mask, key.shape[2])
     recorder = _active.get()
-    if recorder is not None and not getattr(module, "sliding_window", None):
+    if recorder is not None and not kwargs.get("sliding_window"):
         recorder.see(module.layer_idx, query, key, mask, scale, softcap)
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scale, **kwargs)

@@ -163,10 +163,13 @@ class Engine:
         end = max(counts, default=min(self.keep, state.position))
         end = end if self.rerotate else state.position
         for (i, layer), view, count in zip(layers, views, counts, strict=True):
-            index = best(self.policy.score(view, count), count).sort(-1).values
-            layer.select(index)
-            if state.recorder:
-                state.recorder.select(i, index)
+            if count < len(view):
+                index = best(self.policy.score(view, count), count).sort(-1).values
+                layer.select(index)
+                if state.recorder:
+                    state.recorder.select(i, index)
+            else:
+                index = torch.arange(count, device=view.keys.device).expand(len(view.keys), -1)
             if self.rerotate:
                 was = index + (state.position - len(view))
                 here = torch.arange(end - count, end, device=index.device)

@@ -43,7 +43,6 @@ class SnapKV(Policy):
     def score(self, layer: LayerView, keep: int) -> torch.Tensor:
         """Pooled attention of the newest queries to the entries before them; those above all."""
         assert layer.attention is not None
-        before = len(layer) - layer.attention.shape[1]
-        scores = pooled(layer.attention[:, :, :before].sum(1), self.pool)
-        own = (0, len(layer) - before)
-        return edges(torch.nn.functional.pad(scores, own), 0, min(own[1], keep))
+        own = min(layer.attention.shape[1], keep)
+        before = layer.attention[:, -own:, : len(layer) - own].sum(1)
+        return edges(torch.nn.functional.pad(pooled(before, self.pool), (0, own)), 0, own)
