@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands.add_parser("compress", help="compress files or standard input"))
     _add_bench(commands.add_parser("bench", help="measure methods on questions with answers"))
     _add_train(commands.add_parser("train", help="train the models that methods judge with"))
+    _add_chat(commands.add_parser("chat", help="talk with a local model in a cache of fixed size"))
     _add_demo(commands.add_parser("demo", help="compress what a retriever finds, on real text"))
     return parser
 
@@ -147,6 +148,40 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     align.add_argument("--batch-size", type=int, default=8, help="default 8")
     align.add_argument("--max-tokens", type=int, default=512, help="of a pair, default 512")
     align.add_argument("--device", help="default: the best there is")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk with a model of transformers on this machine. Its KV cache never holds more entries "
+        "than the budget, however long the conversation: when it is full, a policy says what "
+        "stays. Each line of standard input is a turn, or a command such as /help."
+    )
+    parser.add_argument("--model", required=True, help="hub id or folder of a language model")
+    parser.add_argument(
+        "--memory",
+        default="infinipot",
+        metavar="POLICY",
+        help="what stays when the cache is full: a key of laconic.memory.kv.POLICIES "
+        "(default infinipot)",
+    )
+    parser.add_argument(
+        "--budget", type=int, default=1024, help="entries that a layer may hold (default 1024)"
+    )
+    parser.add_argument(
+        "--keep", type=float, default=0.5, help="part that stays when it is full (default 0.5)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, help="of an answer (default 256)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="default 0: the likeliest token"
+    )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="a system message, read before the first turn"
+    )
+    parser.add_argument("--load", metavar="FILE", help="go on from what /save wrote")
+    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("--dtype", help="default: that of the weights, on a CPU float32")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -151,5 +151,5 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, Any]) ->
 def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(UnknownMethodError, match="no policy 'lru'; there are infinipot"):
         get_policy("lru")
-    with pytest.raises(UnknownMethodError, match="knorm: .*window"):
+    with pytest.raises(UnknownMethodError, match=r"knorm: .*window"):
         get_policy("knorm", window=3)
