@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...core import METHODS, Budget, Compressor, TokenCounter, get_compressor
-from ...core.errors import UnknownMethodError
+from ...core.errors import InputError, UnknownMethodError
 from ...core.evaluation.baselines import BASELINES
 from ...core.evaluation.datasets import Example, load
 from ...core.evaluation.report import Table, save
@@ -19,6 +19,7 @@ from ...core.evaluation.runner import Outcome, summarise
 from ...core.evaluation.runner import run as run_method
 from ...core.methods.extractive import Extractive
 from ...core.models.encoder import Encoder
+from ...core.models.loading import load_transformer
 
 __all__ = ["run"]
 
@@ -28,6 +29,11 @@ RIVALS = ("langchain-embeddings-filter", "llamaindex-sentence-optimizer")
 
 def run(options: argparse.Namespace) -> None:
     """Print a table for each file, and save tables and plots if a folder is given."""
+    if options.what == "memory":
+        _print_memory(options)
+        return
+    if not options.data:
+        raise InputError(f"bench {options.what} needs --data FILE")
     if options.what in ("reference", "rates"):
         examples = [example for name in options.data for example in load(name)]
         texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))
@@ -110,6 +116,37 @@ def _print_reference(texts: Sequence[str], question: str) -> None:
         f"| LLMLingua, 8,000 tokens, vocabulary 50,000: peak memory in MiB "
         f"| {theirs:.0f} | {ours:.0f} | {theirs / ours:.0f}x |"
     )
+
+
+def _print_memory(options: argparse.Namespace) -> None:
+    """Print what a bounded cache costs beside one that grows."""
+    from ...memory.evaluation.speed import grow, overhead, random_llama, store
+    from ...memory.kv import POLICIES
+
+    if options.model:
+        settings = dict.fromkeys(("tokenizer", "device", "dtype"), None)
+        model, _ = load_transformer(
+            options.model, "CausalLM", {**settings, "trust_remote_code": False}
+        )
+        small = model
+    else:
+        model, small = random_llama(), random_llama(layers=2, width=256, heads=4)
+    policies = options.policies.split(",") if options.policies else list(POLICIES)
+    print("| policy | tokens | plain tokens/s | bounded tokens/s | more time [least, most] |")
+    print("|---|--:|--:|--:|--:|")
+    for row in overhead(model, policies):
+        print(row, flush=True)
+    print()
+    print("| storage | bytes | error | divergence, nats | same next token | tokens/s |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for stored in store(model):
+        print(stored, flush=True)
+    print()
+    print("| read | bounded: s for 1,000 tokens | RSS, MiB | full: s for 1,000 tokens | RSS, MiB |")
+    print("|--:|--:|--:|--:|--:|")
+    bounded = list(tqdm(grow(small, policies[0]), desc="bounded", total=20, disable=None))
+    for one, other in zip(bounded, grow(small, None), strict=True):
+        print(f"| {one.seen:,} | {one} | {other} |", flush=True)
 
 
 def _print_speed(

@@ -92,24 +92,27 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure how often the answer survives (retention), or tokens per second (speed)."
+        "Measure how often the answer survives (retention), tokens per second (speed), or what a "
+        "bounded KV cache costs (memory)."
     )
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("retention", "speed", "reference", "rates"),
+        choices=("retention", "speed", "reference", "rates", "memory"),
         default="retention",
         metavar="WHAT",
         help="retention (default), speed, reference: time and memory beside llmlingua and "
-        "Selective Context as published, with the same random weights, or rates: tokens kept "
-        "beside tokens asked for, at any length",
+        "Selective Context as published, with the same random weights, rates: tokens kept "
+        "beside tokens asked for, at any length, or memory: time, bytes and errors of bounded "
+        "KV caches beside one that grows",
     )
     parser.add_argument(
         "--data",
-        required=True,
+        default=[],
         nargs="+",
         metavar="FILE",
-        help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets",
+        help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets; "
+        "all but memory need some",
     )
     parser.add_argument(
         "--methods",
@@ -120,6 +123,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
     parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
+    parser.add_argument(
+        "--model", help="memory: hub id or folder of a language model (default: random weights)"
+    )
+    parser.add_argument("--policies", help="memory: comma-separated (default: all there are)")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

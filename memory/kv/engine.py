@@ -3,20 +3,21 @@
 Source: Kim et al., "InfiniPot: Infinite Context Processing on Memory-Constrained LLMs", EMNLP
 2024, section 3 and algorithm 1. A pot of M entries is filled; when it is full, C of them are
 kept, moved to the positions 0 to C - 1 (CR-RoPE), and reading goes on. Every policy runs in
-this loop.
+this loop. Where a policy gives layers unequal shares, M and C are averages over the layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from ...core.errors import BudgetError, ModelError
+from ...core.errors import BudgetError, InputError, ModelError
 from .attention import Recorder, attach, recording
-from .cache import BoundedCache, new_cache
+from .cache import BoundedCache, FullLayer, Storage, full_layer, new_cache
 from .policies.base import LayerView, Policy, best
 from .rope import Rotator
 
@@ -50,6 +51,13 @@ class State:
     turn: int = 0
     logits: torch.Tensor | None = field(default=None, repr=False)
 
+    @property
+    def entries(self) -> int:
+        """Entries that a layer of full attention holds, on average over the layers."""
+        entries = self.cache.entries
+        # A model of sliding windows alone is bounded by itself; its positions are kept small.
+        return self.position if entries is None else entries
+
     def copy(self) -> State:
         """A copy that shares its tensors: what happens to one does not happen to the other."""
         recorder = self.recorder.copy() if self.recorder else None
@@ -68,7 +76,7 @@ class Engine:
     pot
         Entries that a layer may hold, M.
     keep
-        Entries that a layer holds after a distillation on average, C.
+        Entries that a layer holds after a distillation, C.
     chunk
         Tokens of a forward pass at most.
     catalyst
@@ -76,11 +84,16 @@ class Engine:
     rerotate
         Whether kept entries are moved to the start (CR-RoPE). Without it positions grow with
         what is read.
+    storage
+        How layers of full attention hold their entries; None for ``"unrotated"`` in 16 bits and
+        ``"rotated"`` else.
 
     Raises
     ------
     BudgetError
         What is kept and the catalyst leave no room in the pot.
+    InputError
+        Keys that are not moved cannot be held as if they were.
     ModelError
         The model cannot have a bounded memory.
     """
@@ -94,8 +107,16 @@ class Engine:
         chunk: int,
         catalyst: list[int],
         rerotate: bool = True,
+        storage: Storage | None = None,
     ) -> None:
         _check(model)
+        if storage is None:
+            storage = "unrotated" if rerotate and model.dtype.itemsize < 4 else "rotated"
+        if storage not in get_args(Storage):
+            known = ", ".join(get_args(Storage))
+            raise InputError(f"no storage {storage!r}; there are {known}")
+        if storage != "rotated" and not rerotate:
+            raise InputError(f"storage {storage!r} needs rerotate=True, for it moves all keys")
         if keep < 1 or keep + len(catalyst) >= pot:
             raise BudgetError(
                 f"a pot of {pot} entries must hold the {keep} that are kept, the "
@@ -110,7 +131,8 @@ class Engine:
         self.chunk = chunk
         self.catalyst = torch.tensor(catalyst, dtype=torch.long, device=model.device)
         self.rerotate = rerotate
-        self.rotator = Rotator(model, pot)
+        self.storage = storage
+        self.rotator = Rotator(model, pot + int((policy.spread - 1) * keep))
 
     @property
     def room(self) -> int:
@@ -120,17 +142,27 @@ class Engine:
     def start(self) -> State:
         """The state of a conversation that has not begun."""
         watches = 0 if len(self.catalyst) else self.policy.watches
-        return State(new_cache(self.model), None if watches == 0 else Recorder(watches))
+        cache = new_cache(self.model, self.storage, self.rotator.move)
+        return State(cache, None if watches == 0 else Recorder(watches))
+
+    def layer(self, number: int, storage: Storage) -> FullLayer:
+        """An empty layer of full attention."""
+        return full_layer(number, storage, self.model.dtype, self.rotator.move)
 
     def feed(self, state: State, ids: torch.Tensor) -> None:
         """Read tokens, shape ``(tokens,)``, distilling whenever the pot is full."""
         while len(ids):
-            room = self.room - state.position
+            room = self.room - state.entries
             if room <= 0:
                 self.distill(state)
                 continue
             part, ids = ids[: min(room, self.chunk)], ids[min(room, self.chunk) :]
             self._read(state, part)
+
+    def make_room(self, state: State, tokens: int) -> None:
+        """Distil now rather than in the middle of so many tokens, if they do not fit."""
+        if state.entries + tokens > self.room and state.entries > self.keep:
+            self.distill(state)
 
     def distill(self, state: State, question: torch.Tensor | None = None) -> None:
         """Keep what the policy wants, and make room for more.
@@ -144,22 +176,20 @@ class Engine:
         """
         layers = state.cache.full()
         recorder = self._ask(state, self.catalyst if question is None else question)
-        views = [
-            LayerView(
-                keys=layer.keys[0],
-                values=layer.values[0],
-                attention=recorder.weights[i] if recorder else None,
-                nll=layer.notes.get("nll"),
-                turn=layer.notes["turn"],
-                now=state.turn,
+        views = []
+        for i, layer in layers:
+            keys, values = layer.read()
+            views.append(
+                LayerView(
+                    keys=keys[0],
+                    values=values[0],
+                    attention=recorder.weights[i] if recorder else None,
+                    nll=layer.notes.get("nll"),
+                    turn=layer.notes["turn"],
+                    now=state.turn,
+                )
             )
-            for i, layer in layers
-        ]
-        counts = [
-            min(count, len(view))
-            for view, count in zip(views, self.policy.keeps(views, self.keep), strict=True)
-        ]
-        # A model of sliding windows alone is bounded by itself, and has only its positions moved.
+        counts = self._counts(views)
         end = max(counts, default=min(self.keep, state.position))
         end = end if self.rerotate else state.position
         for (i, layer), view, count in zip(layers, views, counts, strict=True):
@@ -173,10 +203,21 @@ class Engine:
             if self.rerotate:
                 was = index + (state.position - len(view))
                 here = torch.arange(end - count, end, device=index.device)
-                layer.keys = self.rotator.move(layer.keys, here - was, i)
+                layer.place(end, here - was, partial(self.rotator.move, layer=i))
         if self.rerotate:
             self._slide(state, end - state.position)
         state.position = end
+
+    def _counts(self, views: list[LayerView]) -> list[int]:
+        """How many entries each layer keeps."""
+        counts = self.policy.keeps(views, self.keep)
+        most = int(self.policy.spread * self.keep)
+        if sum(counts) > self.keep * len(views) or not all(1 <= c <= most for c in counts):
+            raise ModelError(
+                f"{type(self.policy).__name__}.keeps gives {counts}: at least 1 and at most "
+                f"{most} each, {self.keep} on average"
+            )
+        return [min(count, len(view)) for view, count in zip(views, counts, strict=True)]
 
     def _ask(self, state: State, question: torch.Tensor) -> Recorder | None:
         """The attention that the policy wants to know: the question's, which leaves no trace."""

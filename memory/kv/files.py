@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from ...core.errors import StateError
-from .cache import FullLayer
+from .cache import BoundedCache, FullLayer, SlidingLayer, Storage
 from .engine import Engine, State
 
-__all__ = ["load", "save", "tensors"]
+__all__ = ["Saved", "load", "save", "tensors"]
 
 _FORMAT = "laconic-kv-memory"
-_VERSION = 1
+_VERSION = "1"
 _COUNTERS = ("position", "seen", "turn")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What was written.
+
+    Attributes
+    ----------
+    nbytes
+        Size of the file.
+    error
+        Relative error of the keys and values in it that quantization has made: root of the sum
+        of squares by that of the values. 0 if nothing is quantized.
+    """
+
+    nbytes: int
+    error: float
 
 
 def tensors(state: State) -> dict[str, torch.Tensor]:
@@ -44,8 +61,10 @@ def tensors(state: State) -> dict[str, torch.Tensor]:
     return found
 
 
-def save(path: str | Path, state: State, engine: Engine, tokenizer: Any) -> None:
-    """Write a state, whole or not at all.
+def save(
+    path: str | Path, state: State, engine: Engine, tokenizer: Any, storage: Storage | None
+) -> Saved:
+    """Write a state, whole or not at all; `storage` None for the one that it is in.
 
     Raises
     ------
@@ -53,16 +72,28 @@ def save(path: str | Path, state: State, engine: Engine, tokenizer: Any) -> None
         The folder cannot be written to.
     """
     path = Path(path)
-    held = {name: tensor.contiguous().cpu() for name, tensor in tensors(state).items()}
-    header = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "belongs_to": _fingerprints(engine, tokenizer),
-        "counters": {name: getattr(state, name) for name in _COUNTERS},
-        "windows": _windows(state),
-        "checksum": _checksum(held),
-    }
-    content = to_bytes(held, {name: json.dumps(value) for name, value in header.items()})
+    cache = state.cache if storage is None else _converted(state, engine, storage)
+    held = tensors(replace(state, cache=cache))
+    held = {name: tensor.contiguous().cpu() for name, tensor in held.items()}
+    header = json.dumps(
+        {
+            "belongs_to": _fingerprints(engine, tokenizer),
+            "counters": {name: getattr(state, name) for name in _COUNTERS},
+            "layers": [
+                [storage or _storage(layer, engine), _end(layer, state)]
+                for layer in state.cache.layers
+            ],
+        }
+    )
+    content = to_bytes(
+        held,
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "header": header,
+            "checksum": _checksum(header, held),
+        },
+    )
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -73,6 +104,7 @@ def save(path: str | Path, state: State, engine: Engine, tokenizer: Any) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return Saved(len(content), cache.error)
 
 
 def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
@@ -89,72 +121,90 @@ def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            about = file.metadata() or {}
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise StateError(f"{path} is damaged or no memory: {error}") from error
-    if header.get("format") != _FORMAT:
+    if about.get("format") != _FORMAT:
         raise StateError(f"{path} is no memory")
-    if header.get("version") != _VERSION:
+    if about.get("version") != _VERSION:
         raise StateError(
-            f"{path} has version {header.get('version')!r} of the format, and this laconic reads "
+            f"{path} has version {about.get('version')!r} of the format, and this laconic reads "
             f"version {_VERSION}"
         )
+    if _checksum(about.get("header", ""), held) != about.get("checksum"):
+        raise StateError(f"{path} is damaged: what it holds is not what was saved")
+    header = json.loads(about["header"])
     ours = _fingerprints(engine, tokenizer)
     for part, theirs in header["belongs_to"].items():
         if theirs != ours.get(part):
             raise StateError(
                 f"{path} was saved with another {part}; load it with the one that it was saved with"
             )
-    if _checksum(held) != header["checksum"]:
-        raise StateError(f"{path} is damaged: what it holds is not what was saved")
     for name, tensor in held.items():
         if tensor.is_floating_point() and tensor.isnan().any():
             raise StateError(f"{path} holds values in {name} that are no numbers")
-    return _rebuilt(path, held, header, engine)
+    try:
+        return _rebuilt(held, header, engine)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise StateError(f"{path} is damaged: {error!r}") from error
 
 
-def _rebuilt(
-    path: str | Path, held: Mapping[str, torch.Tensor], header: Mapping[str, Any], engine: Engine
-) -> State:
+def _rebuilt(held: Mapping[str, torch.Tensor], header: Mapping[str, Any], engine: Engine) -> State:
     state = engine.start()
     device = engine.model.device
-    try:
-        for name in _COUNTERS:
-            setattr(state, name, int(header["counters"][name]))
-        windows = iter(header["windows"])
-        for i, layer in enumerate(state.cache.layers):
-            prefix = f"layers.{i}."
-            own = {
-                name.removeprefix(prefix): tensor.to(device)
-                for name, tensor in held.items()
-                if name.startswith(prefix)
-            }
-            if own:
-                layer.lazy_initialization(own["keys"], own["values"])
-                layer.keys, layer.values = own.pop("keys"), own.pop("values")
+    for name in _COUNTERS:
+        setattr(state, name, int(header["counters"][name]))
+    for i, (layer, (storage, end)) in enumerate(
+        zip(state.cache.layers, header["layers"], strict=True)
+    ):
+        prefix = f"layers.{i}."
+        own = {
+            name.removeprefix(prefix): tensor.to(device)
+            for name, tensor in held.items()
+            if name.startswith(prefix)
+        }
+        if storage == _storage(layer, engine):
+            layer.restore(own, end)
+        elif own:
+            stored = engine.layer(i, storage)
+            stored.restore(own, end)
+            layer.take(*stored.read(), end)
             if isinstance(layer, FullLayer):
-                layer.notes = own
-            else:
-                layer.cumulative_length = int(next(windows))
-        if state.recorder is not None:
-            state.recorder.weights = {
-                int(name.removeprefix("attention.")): tensor.to(device)
-                for name, tensor in held.items()
-                if name.startswith("attention.")
-            }
-        state.logits = held["logits"].to(device) if "logits" in held else None
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
-        raise StateError(f"{path} is damaged: {error!r}") from error
+                layer.notes = stored.notes
+    if state.recorder is not None:
+        state.recorder.weights = {
+            int(name.removeprefix("attention.")): tensor.to(device)
+            for name, tensor in held.items()
+            if name.startswith("attention.")
+        }
+    state.logits = held["logits"].to(device) if "logits" in held else None
     return state
 
 
-def _windows(state: State) -> list[int]:
-    return [layer.cumulative_length for _, layer in state.cache.sliding()]
+def _converted(state: State, engine: Engine, storage: Storage) -> BoundedCache:
+    """The entries of a state held in another way, those of sliding windows too."""
+    layers = []
+    for i, layer in enumerate(state.cache.layers):
+        other = engine.layer(i, storage)
+        if layer.tensors():
+            other.take(*layer.read(), _end(layer, state))
+        other.notes = layer.notes if isinstance(layer, FullLayer) else {}
+        layers.append(other)
+    return BoundedCache(layers)
 
 
-def _checksum(held: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _storage(layer: FullLayer | SlidingLayer, engine: Engine) -> Storage:
+    return engine.storage if isinstance(layer, FullLayer) else "rotated"
+
+
+def _end(layer: FullLayer | SlidingLayer, state: State) -> int:
+    """The position behind the last entry of a layer."""
+    return state.position if isinstance(layer, FullLayer) else layer.cumulative_length
+
+
+def _checksum(header: str, held: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
     for name in sorted(held):
         tensor = held[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -167,7 +217,7 @@ def _fingerprints(engine: Engine, tokenizer: Any) -> dict[str, str]:
     return {
         "model": _model(engine.model),
         "tokenizer": _digest(sorted(tokenizer.get_vocab().items())),
-        "policy": _digest([engine.policy.name, asdict(engine.policy)]),  # type: ignore[call-overload]
+        "policy": _digest(repr(engine.policy)),
         "budget": _digest([engine.pot, engine.keep, engine.rerotate]),
     }
 

@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 
 from ...core.errors import BudgetError, InputError
 from . import files
+from .cache import Storage
 from .engine import Engine, State
 from .policies import Policy, get_policy
 
@@ -43,8 +44,9 @@ class KVMemory:
     policy
         A `Policy`, or a key of `POLICIES`.
     budget
-        Entries that each layer of full attention may hold, M. Layers of sliding-window
-        attention hold their window.
+        Entries that a layer of full attention may hold, M; on average over the layers, where
+        the policy gives them unequal shares. Layers of sliding-window attention hold their
+        window.
     keep
         How many of them stay when it is full: a part (float) or a number (int) of entries.
     chunk
@@ -52,6 +54,12 @@ class KVMemory:
     rerotate
         Whether kept entries move to the first positions, so that no position exceeds the
         budget. False only to measure what that is worth.
+    storage
+        How layers of full attention hold their entries: ``"rotated"`` as the model gives them;
+        ``"unrotated"``, with keys rotated each time that they are read, so that those of 16 bits
+        do not lose a little whenever they move; ``"int8"`` or ``"int4"``, unrotated and
+        quantized, which takes less room and more time. None for ``"unrotated"`` with models of
+        16 bits and ``"rotated"`` else.
 
     Raises
     ------
@@ -77,6 +85,7 @@ class KVMemory:
         keep: float = 0.5,
         chunk: int = 512,
         rerotate: bool = True,
+        storage: Storage | None = None,
     ) -> None:
         if isinstance(policy, str):
             policy = get_policy(policy)
@@ -88,7 +97,7 @@ class KVMemory:
         text = policy.catalyst
         catalyst = tokenizer.encode(text, add_special_tokens=False) if text else []
         self.tokenizer = tokenizer
-        self._engine = Engine(model, policy, budget, kept, chunk, catalyst, rerotate)
+        self._engine = Engine(model, policy, budget, kept, chunk, catalyst, rerotate, storage)
         self._state = self._engine.start()
         self._lock = threading.Lock()
 
@@ -99,13 +108,13 @@ class KVMemory:
 
     @property
     def budget(self) -> int:
-        """Entries that each layer of full attention may hold."""
+        """Entries that a layer of full attention may hold, on average over the layers."""
         return self._engine.pot
 
     @property
     def n_tokens(self) -> int:
-        """Entries that the fullest layer holds."""
-        return self._state.position
+        """Entries that a layer of full attention holds, on average over the layers."""
+        return self._state.entries
 
     @property
     def seen(self) -> int:
@@ -116,6 +125,11 @@ class KVMemory:
     def nbytes(self) -> int:
         """Bytes of all tensors that it holds; other memories of the model share none of them."""
         return sum(t.nbytes for t in files.tensors(self._state).values())
+
+    @property
+    def error(self) -> float:
+        """Relative error of what is held that quantization has made; 0 without it."""
+        return self._state.cache.error
 
     def places(self, layer: int) -> torch.Tensor:
         """Which of all tokens that were read a layer of full attention still holds.
@@ -164,10 +178,10 @@ class KVMemory:
         with self._lock:
             state = self._state.copy()
             asked = None if question is None else self._ids(question, state)
-            if asked is not None and state.position + len(asked) > self.budget:
+            if asked is not None and state.entries + len(asked) > self.budget:
                 raise BudgetError(
                     f"the question takes {len(asked)} tokens, and the pot of {self.budget} holds "
-                    f"{state.position} already; shorten it"
+                    f"{state.entries} already; shorten it"
                 )
             if state.position:
                 self._engine.distill(state, asked)
@@ -232,6 +246,7 @@ class KVMemory:
                     f"the prompt takes {len(ids)} tokens and the pot has room for "
                     f"{self._engine.room - 1}; observe() what is long first, or raise the budget"
                 )
+            self._engine.make_room(state, len(ids) + max_new_tokens)
             self._engine.feed(state, ids)
             choose = _chooser(temperature, top_k, top_p, seed)
             written = self._write(state, choose, max_new_tokens, stream)
@@ -253,10 +268,31 @@ class KVMemory:
         with self._lock:
             self._state = self._engine.start()
 
-    def save(self, path: str | Path) -> None:
-        """Write the state to a file; what stood there before stays until the new one is whole."""
+    def save(self, path: str | Path, storage: Storage | None = None) -> files.Saved:
+        """Write the state to a file; what stood there before stays until the new one is whole.
+
+        Parameters
+        ----------
+        path
+            The file.
+        storage
+            ``"int8"`` or ``"int4"`` to quantize what is written, layers of sliding-window
+            attention too; None to write it as it is held. Any memory reads any of them.
+
+        Returns
+        -------
+        Saved
+            How many bytes, and how much was lost.
+
+        Raises
+        ------
+        InputError
+            There is no such storage.
+        OSError
+            The file cannot be written.
+        """
         with self._lock:
-            files.save(path, self._state, self._engine, self.tokenizer)
+            return files.save(path, self._state, self._engine, self.tokenizer, storage)
 
     def load(self, path: str | Path) -> None:
         """Take the state from a file.

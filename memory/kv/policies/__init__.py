@@ -23,6 +23,8 @@ POLICIES = {
     "knorm": "knorm:KNorm",
     "keydiff": "keydiff:KeyDiff",
     "truncation": "truncation:Truncation",
+    "adaptive_layers": "adaptive:AdaptiveLayers",
+    "adaptive_turns": "adaptive:AdaptiveTurns",
 }
 """Name of each policy: the module in this folder and the class in it."""
 

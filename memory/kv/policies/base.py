@@ -45,7 +45,8 @@ class LayerView:
 class Policy(ABC):
     """Says which entries of a layer stay when the pot is full.
 
-    Policies hold parameters and nothing else; one may serve any number of memories.
+    Policies are frozen dataclasses of their parameters; one may serve any number of memories.
+    Its repr tells it from others, in files too.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,9 @@ class Policy(ABC):
 
     needs_nll: bool = False
     """Whether it wants to know how unexpected each token was."""
+
+    spread: float = 1.0
+    """The most that `keeps` gives a layer, by what it gives on average."""
 
     catalyst: str | None = None
     """A prompt whose queries are watched instead, at the end of the pot before each selection."""
@@ -70,7 +74,7 @@ class Policy(ABC):
         """
 
     def keeps(self, layers: list[LayerView], keep: int) -> list[int]:
-        """How many entries each layer keeps, `keep` on average: here all the same."""
+        """How many entries each layer keeps, at most `keep` on average: here all the same."""
         return [keep] * len(layers)
 
 

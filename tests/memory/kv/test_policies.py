@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from laconic.errors import InputError, UnknownMethodError
 from laconic.memory.kv.policies import POLICIES, LayerView, Policy, get_policy
+from laconic.memory.kv.policies.adaptive import _split
 from laconic.memory.kv.policies.base import best
 
 
@@ -126,6 +127,71 @@ def test_knorm_keeps_short_keys_and_keydiff_unlike_ones() -> None:
     assert kept(get_policy("keydiff"), layer, 1) == [[3]]
 
 
+@given(st.data())
+def test_a_split_adds_up_and_no_part_takes_more_than_it_can(data: st.DataObject) -> None:
+    rows, parts = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))
+    sizes = st.lists(st.integers(0, 40), min_size=rows * parts, max_size=rows * parts)
+    most = torch.tensor(data.draw(sizes)).view(rows, parts)
+    total = data.draw(st.integers(0, int(most.sum(1).min())))
+    weights = st.lists(st.floats(0, 1e3), min_size=rows * parts, max_size=rows * parts)
+    needs = torch.tensor(data.draw(weights)).view(rows, parts)
+    floor = data.draw(st.floats(0.01, 1.0))
+    shares = _split(needs, most, total, floor)
+    assert (shares.sum(1) == total).all()
+    assert (shares <= most).all() and (shares >= 0).all()
+    least = torch.minimum(most, torch.tensor(int(floor * total / parts)))
+    assert (shares >= least - 1).all()
+
+
+def test_a_split_follows_needs_above_the_floor() -> None:
+    needs, most = torch.tensor([[3.0, 1.0, 0.0]]), torch.full((1, 3), 100)
+    assert _split(needs, most, 60, 0.5).tolist() == [[32, 18, 10]]
+    assert _split(needs, most, 60, 1.0).tolist() == [[20, 20, 20]]
+    assert _split(needs, torch.tensor([[20, 100, 100]]), 60, 0.5).tolist() == [[20, 30, 10]]
+
+
+def test_layers_that_look_at_more_keep_more() -> None:
+    sharp, even = torch.zeros((2, 1, 20)), torch.full((2, 1, 20), 0.05)
+    sharp[:, :, 3] = 1.0
+    policy = get_policy("adaptive_layers", policy="snapkv")
+    layers = [view(20, attention=attention) for attention in (sharp, even)]
+    few, many = policy.keeps(layers, 8)
+    assert (few + many, many) == (16, 13)
+    assert few >= 1
+    same = get_policy("adaptive_layers", policy="snapkv", floor=1.0)
+    assert same.keeps(layers, 8) == [8, 8]
+    scores = policy.score(layers[0], 8)
+    assert torch.equal(scores, get_policy("snapkv").score(layers[0], 8))
+
+
+def test_each_turn_keeps_its_share() -> None:
+    """The newest turn would take all; the others get at least their floor."""
+    turn = torch.tensor([[0] * 10 + [1] * 10 + [2] * 10])
+    attention = torch.tensor([[[0.0] * 10 + [0.0] * 10 + [0.1] * 10]])
+    layer = view(30, heads=1, attention=attention, turn=turn, now=2)
+    assert kept(get_policy("streaming_llm", sink=0), layer, 9) == [list(range(21, 30))]
+    wrapped = get_policy("streaming_llm", sink=0)
+    policy = get_policy("adaptive_turns", policy=wrapped, floor=1 / 3)
+    assert kept(policy, layer, 9) == [[9, 19, *range(23, 30)]]
+    everyone = get_policy("adaptive_turns", policy=wrapped, floor=1.0)
+    assert kept(everyone, layer, 9) == [[7, 8, 9, 17, 18, 19, 27, 28, 29]]
+
+
+@pytest.mark.parametrize("name", ["adaptive_layers", "adaptive_turns"])
+@pytest.mark.parametrize("inner", [n for n in POLICIES if not n.startswith("adaptive")])
+def test_any_policy_can_be_wrapped(name: str, inner: str) -> None:
+    policy = get_policy(name, policy=inner)
+    wrapped = get_policy(inner)
+    assert (policy.catalyst, policy.needs_nll) == (wrapped.catalyst, wrapped.needs_nll)
+    assert policy.watches != 0
+    assert inner in repr(policy).lower().replace("streamingllm", "streaming_llm")
+    turn = torch.arange(30).expand(2, -1) // 4
+    layer = view(30, queries=1 if policy.watches is None else 6, turn=turn, now=7)
+    for places in kept(policy, layer, 12):
+        assert len(set(places)) == 12
+    assert sum(policy.keeps([layer] * 3, 12)) == 36
+
+
 def test_of_equals_the_older_stays() -> None:
     assert best(torch.zeros((1, 6)), 3).tolist() == [[0, 1, 2]]
 
@@ -141,6 +207,10 @@ def test_of_equals_the_older_stays() -> None:
         ("sirllm", {"decay": 0}),
         ("snapkv", {"watches": 0}),
         ("snapkv", {"pool": 4}),
+        ("adaptive_layers", {"floor": 0.0}),
+        ("adaptive_turns", {"floor": 1.1}),
+        ("adaptive_layers", {"policy": 3}),
+        ("adaptive_layers", {"policy": "adaptive_turns"}),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""What a bounded memory costs, beside the cache that grows."""
