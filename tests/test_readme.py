@@ -29,6 +29,20 @@ def test_readme_blocks_print_the_answer(block: str) -> None:
     assert "capital of France" in done.stdout
 
 
+def test_the_memory_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    from laconic.core.evaluation.random_models import build_model
+
+    folder = build_model("llama", tmp_path / "model", ["Tom is a cat. Who is Tom?"])
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/memory.md")
+    exec(block, {"folder": folder})
+    assert "of 256 entries" in capsys.readouterr().out
+    assert (tmp_path / "tom.memory").stat().st_size > 10_000
+
+
 class TestTheMethodOfTheContributingGuide(CompressorConformance):
     @pytest.fixture
     def compressor(self) -> Method:

@@ -17,7 +17,7 @@ from ...core.errors import BudgetError, InputError, LaconicError
 from ...core.models.loading import load_transformer
 
 if TYPE_CHECKING:
-    from ...memory.kv.memory import Content
+    from ...memory.content import Content
 
 __all__ = ["run"]
 

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ...core.errors import BudgetError, InputError, ModelError
+from ..content import NO_ANSWER
 from .attention import Recorder, attach, recording
 from .cache import BoundedCache, FullLayer, Storage, full_layer, new_cache
 from .policies.base import LayerView, Policy, best
@@ -40,6 +41,8 @@ class State:
         The turn that is being read, from 0.
     recorder
         The attention that the policy watches; None when it watches none.
+    answered
+        The last token of an answer that no turn has followed yet, else `NO_ANSWER`.
     logits
         What the model expects next; shape ``(vocabulary,)``, None before the first token.
     """
@@ -49,6 +52,7 @@ class State:
     position: int = 0
     seen: int = 0
     turn: int = 0
+    answered: int = NO_ANSWER
     logits: torch.Tensor | None = field(default=None, repr=False)
 
     @property
@@ -159,10 +163,25 @@ class Engine:
             part, ids = ids[: min(room, self.chunk)], ids[min(room, self.chunk) :]
             self._read(state, part)
 
-    def make_room(self, state: State, tokens: int) -> None:
-        """Distil now rather than in the middle of so many tokens, if they do not fit."""
-        if state.entries + tokens > self.room and state.entries > self.keep:
+    def make_room(self, state: State, prompt: int, answer: int) -> None:
+        """Distil now rather than in the middle of a prompt or its answer, if they do not fit.
+
+        Raises
+        ------
+        BudgetError
+            A pot that is empty has no room for so many tokens of a prompt.
+        """
+        if prompt >= self.room:
+            raise BudgetError(
+                f"the prompt takes {prompt} tokens and the pot has room for {self.room - 1}; "
+                f"observe() what is long first, or raise the budget"
+            )
+        if state.entries + prompt + answer > self.room and state.entries > self.keep:
             self.distill(state)
+
+    def end_turn(self, state: State) -> None:
+        """What was read is a turn."""
+        state.turn += 1
 
     def distill(self, state: State, question: torch.Tensor | None = None) -> None:
         """Keep what the policy wants, and make room for more.

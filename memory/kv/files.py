@@ -27,7 +27,7 @@ __all__ = ["Saved", "load", "save", "tensors"]
 
 _FORMAT = "laconic-kv-memory"
 _VERSION = "1"
-_COUNTERS = ("position", "seen", "turn")
+_COUNTERS = ("position", "seen", "turn", "answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,8 @@ def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, for what is read is a part of the file, and changes when that does.
+            held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise StateError(f"{path} is damaged or no memory: {error}") from error
     if about.get("format") != _FORMAT:
@@ -142,7 +143,9 @@ def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
                 f"{path} was saved with another {part}; load it with the one that it was saved with"
             )
     for name, tensor in held.items():
-        if tensor.is_floating_point() and tensor.isnan().any():
+        # The very first token is infinitely unexpected.
+        bad = tensor.isnan() if name.endswith(".nll") else ~tensor.isfinite()
+        if bad.any():
             raise StateError(f"{path} holds values in {name} that are no numbers")
     try:
         return _rebuilt(held, header, engine)
@@ -223,12 +226,16 @@ def _fingerprints(engine: Engine, tokenizer: Any) -> dict[str, str]:
 
 
 def _model(model: Any) -> str:
-    """The shapes of all weights, and a few values of each."""
+    """The shapes of all weights, a few values of each, and what positions and windows are."""
     described = [
         [name, str(p.dtype), list(p.shape), p.detach().flatten()[:16].float().tolist()]
         for name, p in model.named_parameters()
     ]
-    return _digest([type(model).__name__, described])
+    config = model.config.get_text_config(decoder=True)
+    settings = [
+        getattr(config, name, None) for name in ("rope_parameters", "sliding_window", "layer_types")
+    ]
+    return _digest([type(model).__name__, described, settings])
 
 
 def _digest(value: Any) -> str:

@@ -1,0 +1,102 @@
+"""Writing an answer: how the next token is chosen, where it ends, and its text as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..core.errors import InputError
+
+__all__ = ["Answer", "chooser", "end_tokens"]
+
+
+def chooser(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> Callable[[torch.Tensor], int]:
+    """What picks the next token from its logits, shape ``(vocabulary,)``.
+
+    Raises
+    ------
+    InputError
+        A parameter is out of its range.
+    """
+    if not _is_number(temperature) or not temperature >= 0:
+        raise InputError(f"temperature is at least 0, got {temperature!r}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise InputError(f"top_k is a number of tokens, at least 1, got {top_k!r}")
+    if top_p is not None and not (_is_number(top_p) and 0 <= top_p <= 1):
+        raise InputError(f"top_p is from 0 to 1, got {top_p!r}")
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(TopPLogitsWarper(float(top_p)))
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(logits: torch.Tensor) -> int:
+        nothing: Any = torch.zeros((1, 0), dtype=torch.long)
+        scores: Any = warpers(nothing, logits[None].float())
+        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator))
+
+    return choose
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    given = tokenizer.eos_token_id if given is None else given
+    return set(given) if isinstance(given, (list, tuple)) else {given}
+
+
+class Answer:
+    """The tokens of an answer and their text, without special tokens.
+
+    Parameters
+    ----------
+    tokenizer
+        Of transformers.
+    stream
+        Called with each piece of the text as soon as it is whole.
+    """
+
+    def __init__(self, tokenizer: Any, stream: Callable[[str], None] | None) -> None:
+        self.tokens: list[int] = []
+        self._tokenizer = tokenizer
+        self._stream = stream
+        self._said = ""
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+
+    def add(self, token: int) -> None:
+        """One more token."""
+        self.tokens.append(token)
+        # A character of several tokens is none before the last of them.
+        if self._stream and not (text := self.text).endswith("\ufffd"):
+            self._say(text)
+
+    def end(self) -> None:
+        """There are no more tokens."""
+        if self._stream:
+            self._say(self.text)
+
+    def _say(self, text: str) -> None:
+        if self._stream and len(text) > len(self._said) and text.startswith(self._said):
+            self._stream(text[len(self._said) :])
+            self._said = text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
