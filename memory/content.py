@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from ..core.errors import InputError
 
-__all__ = ["NO_ANSWER", "Content", "token_ids"]
+__all__ = ["NO_ANSWER", "Content", "encoded", "token_ids"]
 
 Content = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """What can be read: a text, token ids, or chat messages with ``role`` and ``content``."""
@@ -59,7 +59,7 @@ def token_ids(
             content.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text holds half a character: {error}") from error
-        ids = list(tokenizer.encode(content, add_special_tokens=first))
+        ids = encoded(content, tokenizer, special=first)
     elif _is_messages(content):
         ids = _rendered([dict(m) for m in content], tokenizer, first, asks, answered)
     else:
@@ -67,6 +67,19 @@ def token_ids(
     if any(not 0 <= token < size for token in ids):
         raise InputError(f"token ids are from 0 to {size - 1}, got {min(ids)} to {max(ids)}")
     return ids
+
+
+def encoded(text: str, tokenizer: Any, special: bool = False) -> list[int]:
+    """The tokens of a text, which may be longer than the model's window.
+
+    Raises
+    ------
+    InputError
+        It is no tokenizer.
+    """
+    if not callable(getattr(tokenizer, "encode", None)):
+        raise InputError(f"expected a tokenizer of transformers, got {tokenizer!r:.80}")
+    return list(tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
 
 def _rendered(
@@ -82,12 +95,9 @@ def _rendered(
         text = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=asks)
         return str(text)
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
-
     if first:
         try:
-            return encode(render(messages, asks))
+            return encoded(render(messages, asks), tokenizer)
         except TemplateError as error:
             raise InputError(f"the chat template refuses these messages: {error}") from error
     # A template may open a conversation in a way of its own, and tokens depend on what stands
@@ -105,9 +115,9 @@ def _rendered(
             continue
         if not whole.startswith(before):
             before = render(opening, False)
-        known, ids = encode(before), encode(whole)
+        known, ids = encoded(before, tokenizer), encoded(whole, tokenizer)
         if not whole.startswith(before) or ids[: len(known)] != known:
-            return encode(render(messages, asks))
+            return encoded(render(messages, asks), tokenizer)
         ids = ids[len(known) :]
         return ids[1:] if ids[:1] == [answered] else ids
     raise InputError(f"the chat template refuses these messages: {refusal}") from refusal

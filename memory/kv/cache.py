@@ -15,13 +15,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ...core.errors import ModelError
+from ...core.errors import InputError, ModelError
 from .quantize import PerChannel, PerToken, Plain, Store, relative_error
 
 __all__ = [
@@ -309,7 +309,15 @@ def new_cache(model: Any, storage: Storage = "rotated", move: Move | None = None
 
 
 def full_layer(number: int, storage: Storage, dtype: torch.dtype, move: Move | None) -> FullLayer:
-    """An empty layer of full attention."""
+    """An empty layer of full attention.
+
+    Raises
+    ------
+    InputError
+        There is no such storage.
+    """
+    if storage not in get_args(Storage):
+        raise InputError(f"no storage {storage!r}; there are {', '.join(get_args(Storage))}")
     if storage == "rotated":
         return FullLayer()
     assert move is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -116,9 +116,6 @@ class Engine:
         _check(model)
         if storage is None:
             storage = "unrotated" if rerotate and model.dtype.itemsize < 4 else "rotated"
-        if storage not in get_args(Storage):
-            known = ", ".join(get_args(Storage))
-            raise InputError(f"no storage {storage!r}; there are {known}")
         if storage != "rotated" and not rerotate:
             raise InputError(f"storage {storage!r} needs rerotate=True, for it moves all keys")
         if keep < 1 or keep + len(catalyst) >= pot:
@@ -127,7 +124,6 @@ class Engine:
                 f"{len(catalyst)} of the catalyst and at least one more; raise the budget or "
                 f"keep less"
             )
-        attach(model)
         self.model = model
         self.policy = policy
         self.pot = pot
@@ -137,6 +133,8 @@ class Engine:
         self.rerotate = rerotate
         self.storage = storage
         self.rotator = Rotator(model, pot + int((policy.spread - 1) * keep))
+        self.start()  # refuses what cannot be held before the model is touched
+        attach(model)
 
     @property
     def room(self) -> int:

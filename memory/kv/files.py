@@ -101,6 +101,7 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
+        _flush(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -151,6 +152,16 @@ def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
         return _rebuilt(held, header, engine)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StateError(f"{path} is damaged: {error!r}") from error
+
+
+def _flush(folder: Path) -> None:
+    """Let the new name survive a power failure; Windows has no such thing."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _rebuilt(held: Mapping[str, torch.Tensor], header: Mapping[str, Any], engine: Engine) -> State:
@@ -211,7 +222,7 @@ def _checksum(header: str, held: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(held):
         tensor = held[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

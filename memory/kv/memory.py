@@ -10,7 +10,7 @@ import torch
 
 from ...core.errors import BudgetError, InputError
 from ..base import ModelMemory
-from ..content import Content
+from ..content import Content, encoded
 from . import files
 from .cache import Storage
 from .engine import Engine, State
@@ -97,7 +97,7 @@ class KVMemory(ModelMemory[State]):
             raise BudgetError(f"keep is a part (float) or a number (int) of entries, got {keep!r}")
         kept = keep if isinstance(keep, int) else round(keep * budget)
         text = policy.catalyst
-        catalyst = tokenizer.encode(text, add_special_tokens=False) if text else []
+        catalyst = encoded(text, tokenizer) if text else []
         engine = Engine(model, policy, budget, kept, chunk, catalyst, rerotate, storage)
         super().__init__(engine, tokenizer)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from laconic.memory.kv.policies import get_policy
 from laconic.memory.kv.rope import Rotator
 
 from .conftest import FAMILIES, Family, make
+from .test_files import Llama, ids_of, make_memory, snapshot
 
 TOLERANCE: dict[Storage, float] = {"unrotated": 1e-4, "int8": 0.05, "int4": 0.6}
 
@@ -132,3 +135,56 @@ def test_generate_goes_on_from_any_storage(family: Family, storage: Storage) -> 
         eos_token_id=None,
     )
     assert written[0].tolist() == by_hand
+
+
+class TestStorage:
+    @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
+    @pytest.mark.parametrize("held", ["rotated", "unrotated", "int8", "int4"])
+    @pytest.mark.parametrize("stored", [None, "unrotated", "int8", "int4"])
+    def test_any_memory_reads_what_any_wrote(
+        self, family: Family, llama: Llama, tmp_path: Path, name: str, held: Any, stored: Any
+    ) -> None:
+        pair = llama if name == "llama" else (family(name), llama[1])
+        memory = make_memory(pair, "streaming_llm", storage=held)
+        memory.observe([*range(9, 109)] * 2)
+        report = memory.save(tmp_path / "memory", storage=stored)
+        assert report.nbytes == (tmp_path / "memory").stat().st_size
+        written = stored or ("rotated" if name == "mistral" else held)  # it has windows only
+        assert (report.error > 0) == ("int" in written)
+        for other_held in ("rotated", held):
+            other = make_memory(pair, "streaming_llm", storage=other_held)
+            other.load(tmp_path / "memory")
+            assert (other.n_tokens, other.seen) == (memory.n_tokens, memory.seen)
+            if "int4" not in (stored, held):
+                prompt: dict[str, Any] = {"prompt": [60, 50, 40], "max_new_tokens": 1}
+                assert other.generate(**prompt) == memory.generate(**prompt, commit=False)
+
+    def test_what_is_stored_quantized_is_small_and_says_what_it_lost(
+        self, llama: Llama, tmp_path: Path
+    ) -> None:
+        memory = make_memory(llama, "truncation", 2000)
+        memory.observe(ids_of(llama, 1900))
+        reports = [memory.save(tmp_path / "m", storage=s) for s in (None, "int8", "int4")]
+        assert reports[0].error == 0 < reports[1].error < reports[2].error < 0.2
+        notes = 1900 * 2 * 2 * 8
+        whole, *small = [report.nbytes - notes - 6000 for report in reports]
+        assert whole / small[0] > 3
+        assert whole / small[1] > 4.5
+
+    def test_another_storage_is_refused(self, llama: Llama, tmp_path: Path) -> None:
+        memory = make_memory(llama)
+        with pytest.raises(InputError, match="no storage 'zip'; there are rotated"):
+            memory.save(tmp_path / "memory", storage="zip")  # type: ignore[arg-type]
+        assert not list(tmp_path.iterdir())
+
+    def test_an_open_answer_is_closed_after_loading_too(self, llama: Llama, tmp_path: Path) -> None:
+        tokenizer = copy.deepcopy(llama[1])
+        tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}</s>{% endfor %}["
+        memory, other = (make_memory((llama[0], tokenizer), "truncation") for _ in range(2))
+        said = [{"role": "user", "content": "What does each Contributor grant?"}]
+        memory.generate(said, max_new_tokens=3)
+        memory.save(tmp_path / "memory")
+        other.load(tmp_path / "memory")
+        for each in (memory, other):
+            each.observe(said)
+        assert snapshot(other) == snapshot(memory)
