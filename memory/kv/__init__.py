@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
     try:
         module = import_module(".memory" if name == "KVMemory" else ".policies", __name__)
     except ImportError as error:
-        raise MissingExtraError("a KV memory", "torch") from error
+        raise MissingExtraError("a KV memory", "memory") from error
     return getattr(module, name)

@@ -1,32 +1,21 @@
-"""A memory's state in a file: safetensors, with a header that says what it belongs to.
-
-The file is written beside its place and moved there, so that a crash leaves the old one whole.
-Nothing in it can run code.
-"""
+"""The state of a KV memory in a file, as it is held or quantized."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from ...core.errors import StateError
+from .. import files
 from .cache import BoundedCache, FullLayer, SlidingLayer, Storage
 from .engine import Engine, State
 
 __all__ = ["Saved", "load", "save", "tensors"]
 
-_FORMAT = "laconic-kv-memory"
-_VERSION = "1"
 _COUNTERS = ("position", "seen", "turn", "answered")
 
 
@@ -71,41 +60,16 @@ def save(
     OSError
         The folder cannot be written to.
     """
-    path = Path(path)
     cache = state.cache if storage is None else _converted(state, engine, storage)
+    header = {
+        "counters": {name: getattr(state, name) for name in _COUNTERS},
+        "layers": [
+            [storage or _storage(layer, engine), _end(layer, state)] for layer in state.cache.layers
+        ],
+    }
     held = tensors(replace(state, cache=cache))
-    held = {name: tensor.contiguous().cpu() for name, tensor in held.items()}
-    header = json.dumps(
-        {
-            "belongs_to": _fingerprints(engine, tokenizer),
-            "counters": {name: getattr(state, name) for name in _COUNTERS},
-            "layers": [
-                [storage or _storage(layer, engine), _end(layer, state)]
-                for layer in state.cache.layers
-            ],
-        }
-    )
-    content = to_bytes(
-        held,
-        {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "header": header,
-            "checksum": _checksum(header, held),
-        },
-    )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        _flush(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return Saved(len(content), cache.error)
+    size = files.write(path, files.Content(_belongs_to(engine, tokenizer), header, held))
+    return Saved(size, cache.error)
 
 
 def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
@@ -118,50 +82,11 @@ def load(path: str | Path, engine: Engine, tokenizer: Any) -> State:
     StateError
         It is damaged, or does not belong to this model, tokenizer, policy and budget.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    content = files.read(path, _belongs_to(engine, tokenizer))
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            # Copies, for what is read is a part of the file, and changes when that does.
-            held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise StateError(f"{path} is damaged or no memory: {error}") from error
-    if about.get("format") != _FORMAT:
-        raise StateError(f"{path} is no memory")
-    if about.get("version") != _VERSION:
-        raise StateError(
-            f"{path} has version {about.get('version')!r} of the format, and this laconic reads "
-            f"version {_VERSION}"
-        )
-    if _checksum(about.get("header", ""), held) != about.get("checksum"):
-        raise StateError(f"{path} is damaged: what it holds is not what was saved")
-    header = json.loads(about["header"])
-    ours = _fingerprints(engine, tokenizer)
-    for part, theirs in header["belongs_to"].items():
-        if theirs != ours.get(part):
-            raise StateError(
-                f"{path} was saved with another {part}; load it with the one that it was saved with"
-            )
-    for name, tensor in held.items():
-        # The very first token is infinitely unexpected.
-        bad = tensor.isnan() if name.endswith(".nll") else ~tensor.isfinite()
-        if bad.any():
-            raise StateError(f"{path} holds values in {name} that are no numbers")
-    try:
-        return _rebuilt(held, header, engine)
+        return _rebuilt(content.tensors, content.header, engine)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StateError(f"{path} is damaged: {error!r}") from error
-
-
-def _flush(folder: Path) -> None:
-    """Let the new name survive a power failure; Windows has no such thing."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _rebuilt(held: Mapping[str, torch.Tensor], header: Mapping[str, Any], engine: Engine) -> State:
@@ -217,37 +142,12 @@ def _end(layer: FullLayer | SlidingLayer, state: State) -> int:
     return state.position if isinstance(layer, FullLayer) else layer.cumulative_length
 
 
-def _checksum(header: str, held: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(held):
-        tensor = held[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _fingerprints(engine: Engine, tokenizer: Any) -> dict[str, str]:
+def _belongs_to(engine: Engine, tokenizer: Any) -> dict[str, str]:
     """What a state belongs to; a state of something else would be read as nonsense."""
     return {
-        "model": _model(engine.model),
-        "tokenizer": _digest(sorted(tokenizer.get_vocab().items())),
-        "policy": _digest(repr(engine.policy)),
-        "budget": _digest([engine.pot, engine.keep, engine.rerotate]),
+        "kind": "kv",
+        "model": files.model_fingerprint(engine.model),
+        "tokenizer": files.tokenizer_fingerprint(tokenizer),
+        "policy": files.digest(repr(engine.policy)),
+        "budget": files.digest([engine.pot, engine.keep, engine.rerotate]),
     }
-
-
-def _model(model: Any) -> str:
-    """The shapes of all weights, a few values of each, and what positions and windows are."""
-    described = [
-        [name, str(p.dtype), list(p.shape), p.detach().flatten()[:16].float().tolist()]
-        for name, p in model.named_parameters()
-    ]
-    config = model.config.get_text_config(decoder=True)
-    settings = [
-        getattr(config, name, None) for name in ("rope_parameters", "sliding_window", "layer_types")
-    ]
-    return _digest([type(model).__name__, described, settings])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()

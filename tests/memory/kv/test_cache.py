@@ -113,30 +113,6 @@ def test_other_storages_are_refused(family: Family) -> None:
         Engine(model, policy, 64, 32, 16, [], rerotate=False, storage="int8")
 
 
-@pytest.mark.parametrize("storage", ["rotated", "unrotated", "int8", "int4"])
-def test_generate_goes_on_from_any_storage(family: Family, storage: Storage) -> None:
-    model = family("llama")
-    reader = engine(model, storage)
-    state = reader.start()
-    reader.feed(state, tokens(300))
-    greedy, by_hand = state.copy(), []
-    for _ in range(6):
-        assert greedy.logits is not None
-        by_hand.append(int(greedy.logits.argmax()))
-        reader.feed(greedy, torch.tensor(by_hand[-1:]))
-    start = state.position
-    written = model.generate(
-        torch.tensor([by_hand[:1]]),
-        past_key_values=state.cache,
-        attention_mask=torch.ones((1, start + 1), dtype=torch.long),
-        position_ids=torch.tensor([[start]]),
-        max_new_tokens=5,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    assert written[0].tolist() == by_hand
-
-
 class TestStorage:
     @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
     @pytest.mark.parametrize("held", ["rotated", "unrotated", "int8", "int4"])

@@ -141,9 +141,12 @@ class TestDistillation:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "stablelm"])
-    def test_generate_goes_on_from_an_evicted_cache(self, family: Family, name: str) -> None:
+    @pytest.mark.parametrize("storage", get_args(Storage))
+    def test_generate_goes_on_from_an_evicted_cache(
+        self, family: Family, name: str, storage: Storage
+    ) -> None:
         model = family(name)
-        reader = engine(model)
+        reader = engine(model, storage=storage)
         state = reader.start()
         reader.feed(state, tokens(150))
         greedy, by_hand = state.copy(), []
