@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from transformers.generation.logits_process import (
 from ..core.errors import InputError
 
 __all__ = ["Answer", "chooser", "end_tokens"]
+
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""How tokenizers with byte fallback name a byte."""
 
 
 def chooser(
@@ -83,9 +87,12 @@ class Answer:
     def add(self, token: int) -> None:
         """One more token."""
         self.tokens.append(token)
-        # A character of several tokens is none before the last of them.
-        if self._stream and not (text := self.text).endswith("\ufffd"):
-            self._say(text)
+        # A character of several tokens is none before the last of them, and a run of bytes that
+        # stand for themselves is decoded as a whole.
+        if self._stream and not _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
+            text = self.text
+            if not text.endswith("\ufffd"):
+                self._say(text)
 
     def end(self) -> None:
         """There are no more tokens."""

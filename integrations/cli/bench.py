@@ -32,6 +32,9 @@ def run(options: argparse.Namespace) -> None:
     if options.what == "memory":
         _print_memory(options)
         return
+    if options.what == "latent":
+        _print_latent(options)
+        return
     if not options.data:
         raise InputError(f"bench {options.what} needs --data FILE")
     if options.what in ("reference", "rates"):
@@ -42,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
         else:
             _print_reference(texts[:500], examples[0].question)
         return
-    methods = {name: _compressors(name) for name in options.methods.split(",")}
+    names = options.methods or "lexical,truncate,random,lead"
+    methods = {name: _compressors(name) for name in names.split(",")}
     counter = TokenCounter.of(options.counter)
     budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
     for name in options.data:
@@ -148,6 +152,33 @@ def _print_memory(options: argparse.Namespace) -> None:
     bounded = list(tqdm(grow(small, policies[0]), desc="bounded", total=20, disable=None))
     for one, other in zip(bounded, grow(small, None), strict=True):
         print(f"| {one.seen:,} | {one} | {other} |", flush=True)
+
+
+def _print_latent(options: argparse.Namespace) -> None:
+    """Print what learned memories take, and what they recall after a small training."""
+    from ...memory.evaluation.latent import state_sizes, step_times
+    from ...memory.training.synthetic import FAMILY, study
+
+    sizes = list(state_sizes())
+    turns = list(sizes[0].nbytes)
+    print(f"| memory, bytes after turns | {' | '.join(map(str, turns))} | as the formula |")
+    print(f"|---|{'--:|' * len(turns)}---|")
+    for size in sizes:
+        print(size)
+    print(f"| full cache | {' | '.join(f'{sizes[0].full[t]:,}' for t in turns)} | |")
+    print()
+    print("| training step, 16 turns | recurrent s | parallel s | ratio [least, most] |")
+    print("|---|--:|--:|--:|")
+    for step in step_times():
+        print(step, flush=True)
+    print()
+    if options.methods:
+        unknown = set(options.methods.split(",")) - set(FAMILY)
+        if unknown:
+            known = ", ".join(FAMILY)
+            raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {known}")
+    chosen = options.methods.split(",") if options.methods else list(FAMILY)
+    print(study(memories={name: FAMILY[name] for name in chosen}, progress=True))
 
 
 def _print_speed(

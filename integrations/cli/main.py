@@ -92,19 +92,20 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure how often the answer survives (retention), tokens per second (speed), or what a "
-        "bounded KV cache costs (memory)."
+        "Measure how often the answer survives (retention), tokens per second (speed), what a "
+        "bounded KV cache costs (memory), or what learned memories recall (latent)."
     )
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("retention", "speed", "reference", "rates", "memory"),
+        choices=("retention", "speed", "reference", "rates", "memory", "latent"),
         default="retention",
         metavar="WHAT",
         help="retention (default), speed, reference: time and memory beside llmlingua and "
         "Selective Context as published, with the same random weights, rates: tokens kept "
-        "beside tokens asked for, at any length, or memory: time, bytes and errors of bounded "
-        "KV caches beside one that grows",
+        "beside tokens asked for, at any length, memory: time, bytes and errors of bounded "
+        "KV caches beside one that grows, or latent: bytes, training time and recall of learned "
+        "memories on a small model that is trained for it",
     )
     parser.add_argument(
         "--data",
@@ -112,12 +113,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets; "
-        "all but memory need some",
+        "all but memory and latent need some",
     )
     parser.add_argument(
         "--methods",
-        default="lexical,truncate,random,lead",
-        help="comma-separated; the first is tested against each of the others",
+        help="comma-separated; the first is tested against each of the others (default "
+        "lexical,truncate,random,lead; for latent all learned memories)",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
@@ -155,6 +156,55 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     align.add_argument("--batch-size", type=int, default=8, help="default 8")
     align.add_argument("--max-tokens", type=int, default=512, help="of a pair, default 512")
     align.add_argument("--device", help="default: the best there is")
+    _add_train_ccm(
+        recipes.add_parser("ccm", help="train an adapter that compresses a model's conversations")
+    )
+
+
+def _add_train_ccm(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compressed context memory (CCM): train a conditional LoRA and a few COMP tokens that "
+        "turn each turn of a conversation into a few key/value entries. The model itself stays "
+        "as it is. The defaults are the paper's. A stopped run goes on when it is started again."
+    )
+    parser.add_argument("--model", required=True, help="hub id or folder of the model")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="JSON lines: a list of turns, or an object with turns, input and output",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
+    parser.add_argument(
+        "--update", choices=("concat", "merge", "ema"), default="concat", help="default concat"
+    )
+    parser.add_argument("--comp-tokens", type=int, default=2, help="of a turn, default 2")
+    parser.add_argument(
+        "--alone", action="store_true", help="compress turns without seeing the memory"
+    )
+    parser.add_argument("--sink", type=int, default=0, help="first tokens that stay, default 0")
+    parser.add_argument(
+        "--positions",
+        choices=("skip", "slots"),
+        default="slots",
+        help="skip as published, or slots (default), which do not grow with the conversation",
+    )
+    parser.add_argument("--steps", type=int, default=2000, help="default 2000")
+    parser.add_argument("--batch-size", type=int, default=128, help="default 128")
+    parser.add_argument(
+        "--micro-batch", type=int, default=8, help="conversations in memory at once, default 8"
+    )
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="default 0.0003")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapter, default 8")
+    parser.add_argument("--alpha", type=float, default=16.0, help="of the adapter, default 16")
+    parser.add_argument("--max-turn-tokens", type=int, default=256, help="default 256")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="of it all, default 1024")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations twice to save memory"
+    )
+    parser.add_argument("--device", help="default: the best there is")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,25 @@
-"""`laconic train`: the recipes of `laconic.core.training`."""
+"""`laconic train`: the recipes of `laconic.core.training` and `laconic.memory.training`."""
 
 from __future__ import annotations
 
 import argparse
 
 from ...core.evaluation.metrics import mean_interval
-from ...core.training.distribution_alignment import align, read_pairs
+from ...core.models.loading import load_transformer
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Tune and save a model, and print what it gained on pairs that were held out."""
+    """Follow a recipe, and save what came of it."""
+    {"align": _align, "ccm": _ccm}[options.recipe](options)
+    print(f"saved in {options.out}")
+
+
+def _align(options: argparse.Namespace) -> None:
+    """Tune a model, and print what it gained on pairs that were held out."""
+    from ...core.training.distribution_alignment import align, read_pairs
+
     result = align(
         options.model,
         read_pairs(options.data, options.prompt.split(","), options.output),
@@ -30,4 +38,43 @@ def run(options: argparse.Namespace) -> None:
         f"{after.value:.3f} after {result.trained} pairs, gain {gain.value:.3f} "
         f"[{gain.low:.3f}, {gain.high:.3f}]"
     )
-    print(f"saved in {options.out}")
+
+
+def _ccm(options: argparse.Namespace) -> None:
+    """Train an adapter of compressed context memory."""
+    from ...memory.latent import Spec
+    from ...memory.training.ccm import Recipe, train
+    from ...memory.training.examples import read_dialogues, tokenize
+
+    spec = Spec(
+        options.update,
+        options.comp_tokens,
+        recurrent=not options.alone,
+        sink=options.sink,
+        positions=options.positions,
+    )
+    recipe = Recipe(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        micro_batch=options.micro_batch,
+        learning_rate=options.learning_rate,
+        rank=options.rank,
+        alpha=options.alpha,
+        seed=options.seed,
+        bf16=options.bf16,
+        checkpointing=options.checkpointing,
+    )
+    dialogues = read_dialogues(options.data)
+    settings = {
+        "tokenizer": None,
+        "device": options.device,
+        "dtype": None,
+        "trust_remote_code": False,
+    }
+    model, tokenizer = load_transformer(options.model, "CausalLM", settings)
+    size = {"max_turn_tokens": options.max_turn_tokens, "max_tokens": options.max_tokens}
+    examples = [tokenize(dialogue, tokenizer, **size) for dialogue in dialogues]
+    result = train(
+        model, spec, examples, recipe, folder=options.out, tokenizer=tokenizer, progress=True
+    )
+    print(f"{len(examples)} conversations: {result}")

@@ -1,7 +1,8 @@
 """Who attends to what: the attention of the last few queries, and nothing else twice.
 
 Today's attention kernels do not say what they attended to. While a `Recorder` is active, the
-weights of the last queries of each forward pass are computed beside the kernel.
+weights of the last queries of each forward pass are computed beside the kernel. A forward pass
+that is given ``ccm=`` (see `laconic.memory.latent`) also attends to what that adds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ...core.errors import ModelError
 
-__all__ = ["Recorder", "attach", "recording"]
+__all__ = ["Recorder", "attach", "attend", "recording"]
 
 _NAME = "laconic"
 
@@ -103,12 +104,16 @@ def attach(model: Any) -> None:
     """Let the model attend through this module; without a recorder it computes what it did."""
     if model.config._attn_implementation == _NAME:
         return
-    AttentionInterface.register(_NAME, _attend)
+    AttentionInterface.register(_NAME, _dispatch)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
 
 
-def _attend(
+def _dispatch(*given: Any, ccm: Any = None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    return attend(*given, **kwargs) if ccm is None else ccm.attend(*given, **kwargs)
+
+
+def attend(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -119,6 +124,7 @@ def _attend(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """Attention as the model computes it, in the signature of `AttentionInterface`."""
     if s_aux is not None:
         raise ModelError(f"the learned sinks of {type(module).__name__} are not known here")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

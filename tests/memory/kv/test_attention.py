@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.errors import ModelError
-from laconic.memory.kv.attention import Recorder, _attend, attach, recording
+from laconic.memory.kv.attention import Recorder, attach, attend, recording
 from laconic.memory.kv.cache import new_cache
 
 from .conftest import FAMILIES, Family, make
@@ -58,10 +58,10 @@ def test_layers_may_hold_unequal_numbers_of_entries(family: Family) -> None:
     query, key = torch.randn((1, 4, 3, 16)), torch.randn((1, 2, 9, 16))
     value = torch.randn((1, 2, 9, 16))
     module = family("llama").model.layers[0].self_attn
-    exact, _ = _attend(module, query, key, value, torch.ones(3, 9).tril(6).bool()[None, None])
+    exact, _ = attend(module, query, key, value, torch.ones(3, 9).tril(6).bool()[None, None])
     for entries in (5, 9, 12):
         mask = torch.ones(3, entries).tril(entries - 3).bool()[None, None]
-        found, _ = _attend(module, query, key, value, mask)
+        found, _ = attend(module, query, key, value, mask)
         torch.testing.assert_close(found, exact)
 
 
@@ -81,4 +81,4 @@ def test_learned_sinks_are_refused(family: Family) -> None:
     query = torch.randn((1, 4, 3, 16))
     module = family("llama").model.layers[0].self_attn
     with pytest.raises(ModelError, match="learned sinks"):
-        _attend(module, query, query, query, None, s_aux=torch.zeros(4))
+        attend(module, query, query, query, None, s_aux=torch.zeros(4))

@@ -1,0 +1,46 @@
+"""Training of learned memories, and the small models that they are checked on."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from .ccm import train
+    from .examples import Dialogue, read_dialogues, tokenize
+    from .fit import Recipe, Run
+    from .synthetic import RecallTask, study
+
+__all__ = [
+    "Dialogue",
+    "RecallTask",
+    "Recipe",
+    "Run",
+    "read_dialogues",
+    "study",
+    "tokenize",
+    "train",
+]
+
+_MODULES = {
+    "Dialogue": "examples",
+    "RecallTask": "synthetic",
+    "Recipe": "fit",
+    "Run": "fit",
+    "read_dialogues": "examples",
+    "study": "synthetic",
+    "tokenize": "examples",
+    "train": "ccm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{_MODULES[name]}", __name__)
+    except ImportError as error:
+        raise MissingExtraError("training a memory", "torch") from error
+    return getattr(module, name)
