@@ -137,6 +137,11 @@ class ModelMemory(Memory, Generic[S]):
         self._lock = threading.Lock()
 
     @property
+    def model(self) -> Any:
+        """The model that reads."""
+        return self._engine.model
+
+    @property
     def seen(self) -> int:
         """Tokens read since the start."""
         return self._state.seen

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +25,10 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> None:
     """Answer each line of standard input until it ends."""
-    from ...memory.kv import KVMemory, get_policy
-
-    policy = get_policy(options.memory)  # a wrong name is known before the model is loaded
-    settings = {
-        "tokenizer": None,
-        "device": options.device,
-        "dtype": options.dtype,
-        "trust_remote_code": False,
-    }
-    model, tokenizer = load_transformer(options.model, "CausalLM", settings)
-    memory = KVMemory(model, tokenizer, policy, options.budget, keep=options.keep)
+    memory = _memory(options)
     if options.load:
         memory.load(options.load)
-    chat = _Chat(memory, model, options)
+    chat = _Chat(memory, options)
     for stream in (sys.stdin, sys.stdout):
         # A stray byte, or a character that the terminal lacks, must not end a long conversation.
         if isinstance(stream, TextIOWrapper):
@@ -69,12 +60,32 @@ def run(options: argparse.Namespace) -> None:
             _say("stopped; the memory is as it was")
 
 
+def _memory(options: argparse.Namespace) -> Any:
+    from ...memory.kv import KVMemory, get_policy
+    from ...memory.latent import CCM, CCMMemory
+
+    policy = get_policy(options.memory)  # a wrong name is known before the model is loaded
+    settings = {
+        "tokenizer": None,
+        "device": options.device,
+        "dtype": options.dtype,
+        "trust_remote_code": False,
+    }
+    model, tokenizer = load_transformer(options.model, "CausalLM", settings)
+    if not options.adapter:
+        return KVMemory(model, tokenizer, policy, options.budget, keep=options.keep)
+    ccm = CCM.from_pretrained(model, options.adapter, tokenizer)
+    if ccm.spec.update == "concat":
+        cap = max(1, options.budget // ccm.spec.comp_tokens)
+        ccm = CCM(model, replace(ccm.spec, cap=cap), ccm.adapter)
+    return CCMMemory(ccm, tokenizer)
+
+
 class _Chat:
     """A memory, and what is done with it at a line."""
 
-    def __init__(self, memory: Any, model: Any, options: argparse.Namespace) -> None:
+    def __init__(self, memory: Any, options: argparse.Namespace) -> None:
         self.memory = memory
-        self.model = model
         self.options = options
         self.commands: dict[str, tuple[str, str, Callable[..., None]]] = {
             "/read": ("FILE", "read a text file of any length", self.read),
@@ -137,7 +148,7 @@ class _Chat:
     def stats(self, _: str = "") -> None:
         """Say what the memory holds, and what a cache that keeps all would hold."""
         memory = self.memory
-        full = _bytes_of_full_cache(self.model, memory.seen)
+        full = _bytes_of_full_cache(memory.model, memory.seen)
         _say(
             f"{memory.seen:,} tokens seen, {memory.n_tokens:,} of {memory.budget:,} entries, "
             f"{_readable(memory.nbytes)} held; a full cache would take {_readable(full)}"

@@ -222,6 +222,11 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         "(default infinipot)",
     )
     parser.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        help="what `laconic train ccm` saved: turns are compressed (CCM), and no policy is needed",
+    )
+    parser.add_argument(
         "--budget", type=int, default=1024, help="entries that a layer may hold (default 1024)"
     )
     parser.add_argument(

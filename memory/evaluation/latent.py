@@ -117,7 +117,8 @@ def step_times(
     examples = [Example(tuple(map(tuple, rows)), learnt) for rows in drawn]
     for name, spec in SPECS.items():
         ccm = CCM(model, spec, ConditionalLora(model, spec.comp_tokens))
-        parallel, recurrent = [], []
+        parallel: list[float] = []
+        recurrent: list[float] = []
         for _ in range(repeats + 1):
             # The base class reads chunk after chunk.
             for form, measured in ((CCM.loss, parallel), (LatentMemory.loss, recurrent)):

@@ -84,6 +84,10 @@ class FullLayer(DynamicLayer):
         self.values = self.values.gather(2, places.expand(-1, -1, -1, self.values.shape[-1]))
         self._select_notes(index)
 
+    def drop(self, count: int) -> None:
+        """Forget the newest entries, of which nothing has been noted yet."""
+        self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+
     def place(self, end: int, by: torch.Tensor, move: Callable[..., torch.Tensor]) -> None:
         """Move the entries by so many positions, to the consecutive ones before `end`."""
         del end
@@ -167,6 +171,12 @@ class UnrotatedLayer(FullLayer):
         keys, values = self.stored
         self.stored = keys.select(index), values.select(index)
         self._select_notes(index)
+
+    def drop(self, count: int) -> None:
+        """Forget the newest entries, of which nothing has been noted yet."""
+        keys, values = self.stored
+        index = torch.arange(len(keys) - count, device=keys.read().device).expand(self.heads, -1)
+        self.stored = keys.select(index), values.select(index)
 
     def place(self, end: int, by: torch.Tensor, move: Callable[..., torch.Tensor]) -> None:
         """Let the entries stand at the consecutive positions before `end`."""
@@ -326,9 +336,8 @@ def full_layer(number: int, storage: Storage, dtype: torch.dtype, move: Move | N
 
 
 def _positions(keys: torch.Tensor, first: int) -> torch.Tensor:
-    """Consecutive positions for keys, shape ``(heads, entries)``."""
-    heads, entries = keys.shape[1:3]
-    return torch.arange(first, first + entries, device=keys.device).expand(heads, -1)
+    """Consecutive positions for keys, the same for all heads; shape ``(1, entries)``."""
+    return torch.arange(first, first + keys.shape[2], device=keys.device)[None]
 
 
 def _prefixed(prefix: str, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -159,7 +159,11 @@ class Engine:
                 self.distill(state)
                 continue
             part, ids = ids[: min(room, self.chunk)], ids[min(room, self.chunk) :]
-            self._read(state, part)
+            is_due = len(ids) > 0 and len(part) == room
+            if is_due and len(self.catalyst) and not state.cache.sliding():
+                self._keep(state, self._read_asking(state, part))
+            else:
+                self._note(state, part, self._forward(state, part, state.recorder, self._kept))
 
     def make_room(self, state: State, prompt: int, answer: int) -> None:
         """Distil now rather than in the middle of a prompt or its answer, if they do not fit.
@@ -191,8 +195,11 @@ class Engine:
         question
             Tokens that stand in for the catalyst (CaP-Q).
         """
+        self._keep(state, self._ask(state, self.catalyst if question is None else question))
+
+    def _keep(self, state: State, recorder: Recorder | None) -> None:
+        """Keep what the policy wants, given the attention that it wants to know."""
         layers = state.cache.full()
-        recorder = self._ask(state, self.catalyst if question is None else question)
         views = []
         for i, layer in layers:
             keys, values = layer.read()
@@ -259,15 +266,33 @@ class Engine:
                 layer.keys = self.rotator.move(layer.keys, steps, i)
                 layer.cumulative_length += by
 
-    def _read(self, state: State, ids: torch.Tensor) -> None:
-        wants_all = self.policy.needs_nll
-        logits = self._forward(state, ids, state.recorder, 0 if wants_all else 1)
+    def _read_asking(self, state: State, ids: torch.Tensor) -> Recorder:
+        """Read tokens and the catalyst behind them at once, and forget the catalyst.
+
+        Layers of sliding-window attention could not: they have lost an entry for each of its.
+        """
+        count = len(self.catalyst)
+        recorder = Recorder(count)
+        logits = self._forward(state, torch.cat([ids, self.catalyst]), recorder, 0)
+        for i, layer in state.cache.full():
+            layer.drop(count)
+            recorder.weights[i] = recorder.weights[i][:, :, :-count]
+        self._note(state, ids, logits[:-count])
+        return recorder
+
+    @property
+    def _kept(self) -> int:
+        """The logits that are needed: those of the last token, or all (0)."""
+        return 0 if self.policy.needs_nll else 1
+
+    def _note(self, state: State, ids: torch.Tensor, logits: torch.Tensor) -> None:
+        """Note what is known of tokens that were read."""
         notes = {
             "place": torch.arange(state.seen, state.seen + len(ids), device=ids.device),
             "turn": torch.full_like(ids, state.turn),
         }
         notes = {name: values.int() for name, values in notes.items()}
-        if wants_all:
+        if self.policy.needs_nll:
             first = (
                 torch.full((1,), torch.inf, device=logits.device)
                 if state.logits is None

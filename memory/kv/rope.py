@@ -56,6 +56,7 @@ class Rotator:
         self._types: list[str] = list(
             getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         )
+        self._scales: dict[str | None, float] = {}
         self._takes_type = "layer_type" in inspect.signature(self._rotary.forward).parameters
         self._check_window(config, longest)
         self._check_movement(model)
@@ -68,7 +69,8 @@ class Rotator:
         keys
             Shape ``(1, heads, entries, dim)``.
         by
-            Positions, which may be negative; shape ``(heads, entries)``.
+            Positions, which may be negative; shape ``(heads, entries)``, or ``(1, entries)`` for
+            all heads alike.
         layer
             The layer that they belong to.
         """
@@ -77,20 +79,28 @@ class Rotator:
         width = cos.shape[-1]
         # Heads stand as rows, for each entry of each head moves in its own way.
         turned = full[0, :, None, :, :width]
-        turned, _ = self._apply(turned, turned, cos, sin)  # type: ignore[misc]
+        # It turns queries too, of which there are none.
+        _, turned = self._apply(turned[:, :0], turned, cos, sin)  # type: ignore[misc]
         moved = torch.cat([turned[None, :, 0], full[..., width:]], -1)
         return torch.where((by == 0)[None, :, :, None], keys, moved.to(keys.dtype))
 
     def _angles(
         self, keys: torch.Tensor, by: torch.Tensor, layer: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        options = {"layer_type": self._types[layer]} if self._takes_type else {}
-        here = torch.zeros_like(by[:, :1])
+        kind = self._types[layer] if self._takes_type else None
+        cos, sin = self._turned(keys, by, kind)
+        if kind not in self._scales:
+            # Some schemes scale what they turn: at position 0 there is nothing but the scale.
+            self._scales[kind] = float(self._turned(keys, by[:1, :1] * 0, kind)[0].amax())
+        return cos / self._scales[kind], sin / self._scales[kind]
+
+    def _turned(
+        self, keys: torch.Tensor, by: torch.Tensor, kind: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rotary: Any = self._rotary
-        # Some schemes scale what they turn: at position 0 there is nothing but the scale.
-        scale = rotary(keys, here, **options)[0].amax()
-        cos, sin = rotary(keys, by, **options)
-        return cos / scale, sin / scale
+        found: tuple[torch.Tensor, torch.Tensor]
+        found = rotary(keys, by, layer_type=kind) if self._takes_type else rotary(keys, by)
+        return found
 
     def _check_window(self, config: Any, longest: int) -> None:
         parameters = getattr(config, "rope_parameters", None) or {}

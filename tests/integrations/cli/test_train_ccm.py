@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,25 @@ def test_an_adapter_is_trained_and_remembers(
     memory.observe("My cat is Tom.")
     memory.generate("Who is the cat?", max_new_tokens=4)
     assert memory.n_tokens == memory.budget == 4
+
+
+@pytest.mark.parametrize("update", ["concat", "merge"])
+def test_a_chat_with_an_adapter_stays_within_the_budget(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    update: str,
+) -> None:
+    assert train(folder, tmp_path, DIALOGUES, "--update", update, "--comp-tokens", "2") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n" * 6))
+    size = ["--budget", "8", "--max-new-tokens", "4", "--device", "cpu"]
+    adapter = ["--adapter", str(tmp_path / "adapter")]
+    assert main(["chat", "--model", str(folder), *adapter, *size]) == 0
+    held = re.findall(r"seen, (\d+) of (\d) entries", capsys.readouterr().err)
+    assert held[-1] == (("8", "8") if update == "concat" else ("2", "2"))
+    assert len(held) == 6
 
 
 @pytest.mark.parametrize(
