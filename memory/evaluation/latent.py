@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 
 import torch
@@ -101,21 +102,32 @@ class StepTime:
 
 
 def step_times(
+    shapes: Sequence[tuple[int, int]] = ((1, 16), (4, 16), (8, 32)),
     *,
     turns: int = 16,
-    tokens: int = 24,
-    batch: int = 8,
     layers: int = 4,
     width: int = 128,
     repeats: int = 5,
 ) -> Iterator[StepTime]:
-    """Time a forward and backward pass in the parallel and in the recurrent form, in turn."""
+    """Time forward and backward passes in the parallel and in the recurrent form, in turn.
+
+    Parameters
+    ----------
+    shapes
+        Conversations of a step, and tokens of a turn.
+    turns
+        Of a conversation.
+    layers, width
+        Of the model.
+    repeats
+        Pairs of steps that are timed, behind one that is not.
+    """
     model = random_llama(layers=layers, width=width, heads=4).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(3, 8192, (batch, turns + 1, tokens), generator=generator).tolist()
-    learnt = (False,) + (True,) * (tokens - 1)
-    examples = [Example(tuple(map(tuple, rows)), learnt) for rows in drawn]
-    for name, spec in SPECS.items():
+    for (name, spec), (batch, tokens) in product(SPECS.items(), shapes):
+        drawn = torch.randint(3, 8192, (batch, turns + 1, tokens), generator=generator).tolist()
+        learnt = (False,) + (True,) * (tokens - 1)
+        examples = [Example(tuple(map(tuple, rows)), learnt) for rows in drawn]
         ccm = CCM(model, spec, ConditionalLora(model, spec.comp_tokens))
         parallel: list[float] = []
         recurrent: list[float] = []
@@ -126,5 +138,6 @@ def step_times(
                 form(ccm, examples).backward()
                 measured.append(time.perf_counter() - started)
                 ccm.adapter.zero_grad()
-        yield StepTime(name, tuple(parallel[1:]), tuple(recurrent[1:]))
+        title = f"{name}, {batch} x {tokens} tokens"
+        yield StepTime(title, tuple(parallel[1:]), tuple(recurrent[1:]))
         ccm.adapter.detach_from_model()
