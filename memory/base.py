@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -241,8 +242,7 @@ class ModelMemory(Memory, Generic[S]):
 
     def fork(self) -> Self:
         """A memory of its own that knows what this one does; what they share costs nothing."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._state = self._state.copy()
         other._lock = threading.Lock()
         return other

@@ -114,9 +114,9 @@ class Engine:
         storage: Storage | None = None,
     ) -> None:
         _check(model)
-        if storage is None:
-            storage = "unrotated" if rerotate and model.dtype.itemsize < 4 else "rotated"
-        if storage != "rotated" and not rerotate:
+        usual: Storage = "unrotated" if rerotate and model.dtype.itemsize < 4 else "rotated"
+        self.storage: Storage = storage or usual
+        if self.storage != "rotated" and not rerotate:
             raise InputError(f"storage {storage!r} needs rerotate=True, for it moves all keys")
         if keep < 1 or keep + len(catalyst) >= pot:
             raise BudgetError(
@@ -131,7 +131,6 @@ class Engine:
         self.chunk = chunk
         self.catalyst = torch.tensor(catalyst, dtype=torch.long, device=model.device)
         self.rerotate = rerotate
-        self.storage = storage
         self.rotator = Rotator(model, pot + int((policy.spread - 1) * keep))
         self.start()  # refuses what cannot be held before the model is touched
         attach(model)
