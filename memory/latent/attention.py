@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,10 @@ from .blocks import Blocks
 from .conditional_lora import Gate
 from .plan import Plan
 
-__all__ = ["Pass", "moved"]
+__all__ = ["How", "Pass", "mask_and_blocks", "moved", "window_of"]
+
+How = Literal["auto", "dense", "blocks", "flex"]
+"""How the parallel form attends: block by block where that is less to compute, or as named."""
 
 
 @dataclass
@@ -142,3 +145,36 @@ def _kernel(compiled: bool) -> Callable[..., torch.Tensor]:
     # Eager FlexAttention holds all scores, so it is only good for checking.
     kernel: Any = flex_attention
     return torch.compile(kernel) if compiled else kernel
+
+
+def mask_and_blocks(layout: Plan, how: How) -> tuple[Any, Blocks | None]:
+    """The mask of a parallel forward, and the blocks that it is taken apart into, if it is."""
+    if how in ("auto", "blocks"):
+        blocks = Blocks.of(layout)
+        dense = layout.block.numel() * layout.reads_from.shape[1]
+        if how == "blocks" or blocks.scores < dense:
+            # Any mask of four dimensions keeps the model from making one of its own.
+            return blocks.mask, blocks
+    if how != "flex":
+        return layout.mask(), None
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch, tokens = layout.block.shape
+    entries = layout.reads_from.shape[1]
+    device = str(layout.block.device)
+    return create_block_mask(layout.mask_mod(), batch, None, tokens, entries, device=device), None
+
+
+def window_of(model: Any) -> int:
+    """Entries that every layer of a model can attend to."""
+    try:
+        config = model.config.get_text_config(decoder=True)
+        longest = int(config.max_position_embeddings)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__} is no language model with rotary positions"
+        ) from error
+    window = getattr(config, "sliding_window", None)
+    # Mistral has no layer types and a window in all layers.
+    types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return min(longest, int(window)) if window and "sliding_attention" in types else longest

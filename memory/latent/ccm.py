@@ -15,13 +15,12 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache
 
-from ...core.errors import InputError, ModelError
+from ...core.errors import InputError
 from ..kv.attention import attach
 from ..kv.rope import Rotator
 from . import files
-from .attention import Pass, moved
+from .attention import How, Pass, mask_and_blocks, moved, window_of
 from .base import Chunk, Example, LatentMemory, answer_nll
-from .blocks import Blocks
 from .conditional_lora import ConditionalLora
 from .plan import Plan, Spec, collate, plan
 from .state import Entries, LatentState
@@ -69,7 +68,7 @@ class CCM(LatentMemory):
         spec: Spec,
         adapter: ConditionalLora | None = None,
         *,
-        attention: Literal["auto", "dense", "blocks", "flex"] = "auto",
+        attention: How = "auto",
     ) -> None:
         self.model = model
         self.spec = spec
@@ -81,7 +80,7 @@ class CCM(LatentMemory):
                 f"{spec.comp_tokens}; set comp_tokens={rows}"
             )
         self.attention = attention
-        self.window = _window(model)
+        self.window = window_of(model)
         slots = spec.positions == "slots"
         self.rotator = Rotator(model, self.window) if slots else None
         attach(model)
@@ -124,11 +123,11 @@ class CCM(LatentMemory):
         ]
         ids = torch.zeros_like(layout.block)
         ids[layout.is_text] = self._ids(torch.cat(given))[0]
-        blocks = self._blocks(layout)
+        mask, blocks = mask_and_blocks(layout, self.attention)
         gated, rows = layout.gated, layout.row[layout.row >= 0]
         output = self.model(
             inputs_embeds=self.embed(ids, gated, rows),
-            attention_mask=self._mask(layout, blocks),
+            attention_mask=mask,
             position_ids=layout.positions,
             use_cache=False,
             logits_to_keep=max(row[-1] for row in lengths),
@@ -377,27 +376,6 @@ class CCM(LatentMemory):
             acts = acts & (layout.block < layout.block[:, -1:])
         return acts.flatten().nonzero()[:, 0]
 
-    def _blocks(self, layout: Plan) -> Blocks | None:
-        """The plan in blocks, if that is how to attend."""
-        if self.attention not in ("auto", "blocks"):
-            return None
-        blocks = Blocks.of(layout)
-        dense = layout.block.numel() * layout.reads_from.shape[1]
-        return blocks if self.attention == "blocks" or blocks.scores < dense else None
-
-    def _mask(self, layout: Plan, blocks: Blocks | None) -> Any:
-        if blocks is not None:
-            # Any mask of four dimensions keeps the model from making one of its own.
-            return blocks.mask
-        if self.attention != "flex":
-            return layout.mask()
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        batch, tokens = layout.block.shape
-        entries = layout.reads_from.shape[1]
-        device = str(layout.block.device)
-        return create_block_mask(layout.mask_mod(), batch, None, tokens, entries, device=device)
-
     def _check(self, t: int, length: int, text: int, last: bool) -> None:
         """Whether a block fits into what the model can attend to."""
         spec = self.spec
@@ -420,18 +398,3 @@ class CCM(LatentMemory):
                 f"the conversation has reached position {end}, and the model was made for "
                 f"{longest}; positions='slots' do not grow with the conversation"
             )
-
-
-def _window(model: Any) -> int:
-    """Entries that every layer of a model can attend to."""
-    try:
-        config = model.config.get_text_config(decoder=True)
-        longest = int(config.max_position_embeddings)
-    except AttributeError as error:
-        raise ModelError(
-            f"{type(model).__name__} is no language model with rotary positions"
-        ) from error
-    window = getattr(config, "sliding_window", None)
-    # Mistral has no layer types and a window in all layers.
-    types = getattr(config, "layer_types", None) or ["sliding_attention"]
-    return min(longest, int(window)) if window and "sliding_attention" in types else longest

@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
     try:
         module = import_module(f".{_MODULES[name]}", __name__)
     except ImportError as error:
-        raise MissingExtraError("training a memory", "torch") from error
+        raise MissingExtraError("training a memory", "memory") from error
     return getattr(module, name)

@@ -242,7 +242,8 @@ def test_with_a_chat_template_lines_are_messages(
     code, _, messages = talk(lines, "--system", "Be brief.", model=chat_folder)
     assert (code, len(statuses(messages))) == (0, 4)
     start = "<system>Be brief.</s>\n<user>Hello</s>\n<assistant>"
-    assert prompts(read, chat_folder) == [start, "<user>A note.</s>\n", start]
+    # The answer was cut short, and is closed before the next message.
+    assert prompts(read, chat_folder) == [start, "</s>\n<user>A note.</s>\n", start]
 
 
 def test_without_a_chat_template_lines_are_text(

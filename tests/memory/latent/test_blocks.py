@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from laconic.memory.latent.attention import mask_and_blocks
 from laconic.memory.latent.blocks import Blocks
-from laconic.memory.latent.ccm import CCM
 from laconic.memory.latent.plan import Spec, collate, plan
 
-from .conftest import adapter, model, specs
+from .conftest import specs
 
 SPECS = specs()
 LENGTHS = ([3, 2, 4, 2], [2, 5], [4], [2, 2, 2, 2, 2, 3])
@@ -36,9 +36,9 @@ def test_blocks_attend_to_what_the_mask_says(spec: Spec) -> None:
 
 
 def test_many_chunks_are_read_in_blocks_and_long_inputs_at_once() -> None:
-    base = model("llama")
-    ccm = CCM(base, Spec(), adapter(base))
     many, long = plan(Spec(), [8] * 16), plan(Spec(), [2, 2, 2, 2, 60])
-    assert ccm._blocks(many) is not None
+    assert mask_and_blocks(many, "auto")[1] is not None
     assert Blocks.of(many).scores < many.mask().numel() / 4
-    assert ccm._blocks(long) is None
+    assert mask_and_blocks(long, "auto")[1] is None
+    assert mask_and_blocks(long, "blocks")[1] is not None
+    assert mask_and_blocks(many, "dense")[1] is None

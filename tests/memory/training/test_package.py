@@ -26,5 +26,5 @@ def test_without_torch_the_extra_is_named(package: object, monkeypatch: pytest.M
         raise ImportError("torch")
 
     monkeypatch.setattr(package, "import_module", missing)
-    with pytest.raises(MissingExtraError, match=r"laconic\[torch\]"):
+    with pytest.raises(MissingExtraError, match=r"laconic\[memory\]"):
         getattr(package, package.__all__[0])  # type: ignore[attr-defined]
