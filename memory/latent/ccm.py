@@ -79,7 +79,7 @@ class CCM(LatentMemory):
                 f"the adapter has {rows} COMP tokens and the memory is asked to have "
                 f"{spec.comp_tokens}; set comp_tokens={rows}"
             )
-        self.attention = attention
+        self.attention: How = attention
         self.window = window_of(model)
         slots = spec.positions == "slots"
         self.rotator = Rotator(model, self.window) if slots else None
