@@ -1,0 +1,400 @@
+"""`TextMemory`: a conversation of any length in a list of messages, for any model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.budget import TokenCounter
+from ..core.compressor import Compressor, as_query
+from ..core.errors import BudgetError, InputError
+from ..core.methods import get_compressor
+from ..core.methods.lexical import Lexical
+from ..core.models.encoder import Encoder
+from .archive import Archive
+from .base import Memory
+from .relevance import best, embedded, relevance, terms
+from .salience import ranked, weight
+from .stored import ARCHIVED, OLDER, OPEN, PINNED, RECENT, Unit
+from .turns import (
+    SYSTEM_ROLES,
+    Costs,
+    Message,
+    as_messages,
+    grouped,
+    is_open,
+    searchable,
+    shortened,
+    texts,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["TextMemory"]
+
+logger = logging.getLogger(__name__)
+
+_LONG = 0.25
+"""A turn that takes more than this part of what is free is compressed for the query."""
+
+_READABLE = 20_000
+"""Tokens up to which a turn is compressed again for a query; longer ones would take seconds."""
+
+
+class TextMemory(Memory):
+    """What was said, in messages that never take more tokens than the budget.
+
+    Turns come in whole, behind those that are there, so that what `read` gives mostly begins
+    with what it gave before and a provider's prompt cache goes on hitting. When the budget is
+    full, all but the most recent turns become older ones: long ones are compressed, once, and
+    of all older ones those stay that tell most for their tokens, up to the low-water mark.
+    All turns remain in an archive, from which `read` brings back those that a query needs.
+
+    Messages of the system are never left out. A message with tool calls and their results are
+    one unit, shown when the last result has come. Blocks that are no text are not changed. A
+    call that fails leaves everything as it was. Threads may share a memory; each call waits for
+    the one before.
+
+    Parameters
+    ----------
+    budget
+        The most tokens that `read` gives, those for roles and names included.
+    counter
+        Whose tokens are counted; anything `TokenCounter.of` takes.
+    method
+        Compresses what is long: a compressor that needs no query, or the name of one.
+    encoder
+        Finds turns by their meaning too: an `Encoder`, or what makes one. None to find them by
+        their words alone.
+    archive
+        A file for all that was said, which is gone on with if it is there; RAM then holds only
+        what `read` gives. None for a private archive, which vanishes with the memory.
+    turn_tokens
+        Tokens of an older message at most.
+    recent
+        The part of the budget in which the most recent turns stay whole when it is full.
+    low_water
+        The part of the budget that is taken after it was full. Lower is less often rewritten.
+    recall
+        The part of the budget that a query may spend on turns that it needs.
+    image_tokens
+        What an image is counted as.
+
+    Raises
+    ------
+    BudgetError
+        The budget is no number of tokens.
+    InputError
+        Another parameter is out of its range, or the method needs a query.
+    StateError
+        The archive is damaged, in use, or was written with another tokenizer.
+
+    Examples
+    --------
+    >>> memory = TextMemory(budget=60, method="lexical")
+    >>> memory.observe("My cat is called Tom.")
+    >>> memory.observe({"role": "assistant", "content": "What a fine name!"})
+    >>> for day in range(20):
+    ...     memory.observe(f"On day {day} it rained and the streets were wet.")
+    >>> any("Tom" in message["content"] for message in memory.read("What is the cat called?"))
+    True
+    >>> memory.n_tokens <= 60
+    True
+    """
+
+    def __init__(
+        self,
+        budget: int = 2048,
+        *,
+        counter: Any = None,
+        method: Compressor | str = "lexical",
+        encoder: Any = None,
+        archive: str | Path | None = None,
+        turn_tokens: int = 96,
+        recent: float = 0.05,
+        low_water: float = 0.9,
+        recall: float = 0.85,
+        image_tokens: int = 1600,
+    ) -> None:
+        if not _is_count(budget) or budget < 1:
+            raise BudgetError(f"the budget is a number of tokens, at least 1, got {budget!r}")
+        for name, number in (("turn_tokens", turn_tokens), ("image_tokens", image_tokens)):
+            if not _is_count(number) or number < 1:
+                raise InputError(f"{name} is a number of tokens, at least 1, got {number!r}")
+        for name, part in (("recent", recent), ("low_water", low_water), ("recall", recall)):
+            if not isinstance(part, (int, float)) or not 0 <= part <= 1:
+                raise InputError(f"{name} is a part of the budget, from 0 to 1, got {part!r}")
+        self.method = get_compressor(method) if isinstance(method, str) else method
+        if not isinstance(self.method, Compressor) or self.method.needs_query:
+            raise InputError(f"method is a Compressor that needs no query, got {method!r}")
+        is_encoder = encoder is None or isinstance(encoder, Encoder)
+        self.encoder: Encoder | None = encoder if is_encoder else Encoder(encoder)
+        self.counter = TokenCounter.of(counter)
+        self.turn_tokens, self.recent, self.low_water = turn_tokens, recent, low_water
+        self.recall = recall
+        self._budget = budget
+        self._costs = Costs(self.counter, image_tokens)
+        self._lock = threading.RLock()
+        belongs_to = {"counter": self.counter.name, "encoder": "yes" if encoder else "no"}
+        self._archive = Archive(None if archive is None else Path(archive), belongs_to)
+        with self._archive.transaction():
+            self._view = self._settled(self._archive.held())
+
+    @property
+    def budget(self) -> int:
+        """The most tokens that `read` gives."""
+        return self._budget
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of what `read` gives without a query."""
+        return _tokens(self._view)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds in RAM, all of the archive included if that is private."""
+        held = sum(len(part) for u in self._view for part in (u.messages, u.terms, u.short or ""))
+        with self._lock:
+            return held + self._archive.nbytes
+
+    @property
+    def turns(self) -> int:
+        """How many units were observed: messages, or tool calls with their results."""
+        with self._lock:
+            return len(self._archive)
+
+    def observe(self, content: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Read a turn.
+
+        Parameters
+        ----------
+        content
+            Messages in the form of OpenAI's API, one of them, or a text, which is the user's.
+            Messages that say nothing are passed over.
+
+        Raises
+        ------
+        BudgetError
+            The newest turn and the messages of the system do not fit, however compressed.
+        InputError
+            It is nothing of these, a tool's result has no call or comes twice, or another
+            message comes before it.
+        """
+        messages = as_messages(content)
+        with self._lock:
+            view = self._view
+            begun = json.loads(view[-1].messages) if view and view[-1].place == OPEN else []
+            units = grouped(messages, begun)
+            with self._archive.transaction():
+                for unit in units:
+                    view = self._settled(self._with(view, unit))
+            self._view = view
+
+    def read(self, query: str | None = None) -> list[Message]:
+        """Give the messages to send to a model, in the order in which they came.
+
+        Parameters
+        ----------
+        query
+            What they are wanted for. Turns that it needs then take the place of others; the
+            newest turn stays. None for what is most likely to be needed, which changes least
+            from turn to turn.
+
+        Returns
+        -------
+        list of dict
+            New messages, which the caller may change.
+        """
+        query = as_query(query)
+        with self._lock:
+            view = [unit for unit in self._view if unit.place != OPEN]
+            shown = view if query is None else self._needed(view, query)
+        return [message for unit in shown for message in json.loads(unit.short or unit.messages)]
+
+    def save(self, path: str | Path) -> int:
+        """Write all that was said to a file; what stood there before stays until that is whole.
+
+        Where it was saved before, only what is new is written.
+
+        Returns
+        -------
+        int
+            The size of the file in bytes.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        with self._lock:
+            return self._archive.save(Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Take all that was said from a file.
+
+        Raises
+        ------
+        BudgetError
+            The newest turn does not fit the budget of this memory.
+        FileNotFoundError
+            There is no such file.
+        StateError
+            The file is damaged, or was saved with another tokenizer. The memory stays as it was.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}")
+        with self._lock:
+            self._view = self._archive.load(Path(path), self._settled)
+
+    def fork(self) -> Self:
+        """A memory of its own, with a private archive, that knows what this one does."""
+        with self._lock:
+            other = copy.copy(self)
+            other._archive = self._archive.copy()
+        other._lock = threading.RLock()
+        return other
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            with self._archive.transaction():
+                self._archive.clear()
+            self._view = []
+
+    def close(self) -> None:
+        """Let the archive's file go; the memory cannot be used any more."""
+        with self._lock:
+            self._archive.close()
+
+    # what comes in
+
+    def _with(self, view: Sequence[Unit], messages: list[Message]) -> list[Unit]:
+        """The view with a unit behind it, or with more of its last one."""
+        view = list(view)
+        number = view.pop().id if view and view[-1].place == OPEN else len(self._archive) + 1
+        content = json.dumps(messages)
+        if is_open(messages):
+            unit = Unit(number, OPEN, 0, 0.0, content, "{}", 0, None, 0, None)
+        else:
+            text, cost = searchable(messages), self._costs.of(messages)
+            found = terms(text)
+            place = PINNED if messages[0]["role"] in SYSTEM_ROLES else RECENT
+            vector = embedded(text, self.encoder) if self.encoder else None
+            unit = Unit(
+                number,
+                place,
+                cost,
+                weight("\n".join(texts(messages))),
+                content,
+                json.dumps(found, ensure_ascii=False),
+                sum(found.values()),
+                None,
+                cost,
+                None if vector is None else vector.astype(np.float16).tobytes(),
+            )
+            self._archive.index(number, found)
+        self._archive.write([unit])
+        return [*view, unit]
+
+    def _settled(self, view: list[Unit]) -> list[Unit]:
+        """The view brought into the budget; what has changed is written."""
+        room = self.budget - _tokens(u for u in view if u.place == PINNED)
+        told = [unit for unit in view if unit.place in (OLDER, RECENT)]
+        if room < 0:
+            raise BudgetError(
+                f"the messages of the system take {self.budget - room} tokens, and the budget is "
+                f"{self.budget}; raise it or shorten them"
+            )
+        if not told or _tokens(told) <= room:
+            return view
+        new = self._condensed(told, room)
+        self._archive.write([new[u.id] for u in view if new.get(u.id, u) != u])
+        settled = [new.get(unit.id, unit) for unit in view]
+        return [unit for unit in settled if unit.place != ARCHIVED]
+
+    def _condensed(self, told: Sequence[Unit], room: int) -> dict[int, Unit]:
+        """Units that are too many, with the newest as they were and what is left of the others."""
+        last = told[-1]
+        if last.short_tokens > room:
+            last = self._cut(last, room, must=True)
+        new = {last.id: last}
+        own = int(self.recent * room) - last.short_tokens
+        older = []
+        for unit in reversed(told[:-1]):
+            own -= unit.short_tokens
+            if unit.place == RECENT and own >= 0:
+                new[unit.id] = unit
+            else:
+                older.append(unit if unit.place == OLDER else self._aged(unit))
+        left = int(self.low_water * room) - _tokens(new.values())
+        for unit in ranked(older, self._archive):
+            stays = unit.short_tokens <= left
+            left -= unit.short_tokens if stays else 0
+            new[unit.id] = unit if stays else unit._replace(place=ARCHIVED)
+        return new
+
+    def _cut(self, unit: Unit, limit: int, query: str | None = None, must: bool = False) -> Unit:
+        """A unit compressed to a limit; as it is if that is impossible, unless it `must` be."""
+        if unit.tokens <= limit:
+            return unit._replace(short=None, short_tokens=unit.tokens)
+        messages = json.loads(unit.messages)
+        try:
+            shorter = shortened(messages, limit, self._costs, self.method, query)
+        except BudgetError:
+            if must:
+                raise
+            return unit
+        except Exception:  # a compressor can be anything
+            logger.warning("%s failed; the original is used", self.method.name, exc_info=True)
+            if not must:
+                return unit
+            shorter = shortened(messages, limit, self._costs, Lexical())
+        return unit._replace(short=json.dumps(shorter), short_tokens=self._costs.of(shorter))
+
+    def _aged(self, unit: Unit) -> Unit:
+        """A recent unit as an older one."""
+        limit = self.turn_tokens * len(json.loads(unit.messages))
+        return self._cut(unit._replace(place=OLDER), limit)
+
+    # what is asked for
+
+    def _needed(self, view: Sequence[Unit], query: str) -> list[Unit]:
+        """Units that a query needs, with the newest ones and what else there is room for."""
+        shown = {unit.id: unit for unit in view if unit.place == PINNED}
+        left = self.budget - _tokens(shown.values())
+        told = [unit for unit in view if unit.place != PINNED]
+        own = (1 - self.recall) * left
+        for age, unit in enumerate(reversed(told)):
+            if age and unit.short_tokens > own:
+                break
+            shown[unit.id] = unit
+            own, left = own - unit.short_tokens, left - unit.short_tokens
+        for unit in (*self._recalled(query, set(shown), left), *told):
+            if unit.id not in shown and unit.short_tokens <= left:
+                shown[unit.id] = unit
+                left -= unit.short_tokens
+        return [shown[number] for number in sorted(shown)]
+
+    def _recalled(self, query: str, known: set[int], room: int) -> list[Unit]:
+        """The most relevant units that are not known, in whole or compressed for the query."""
+        hidden = known | {unit.id for unit in self._view if unit.place == OPEN}
+        scores = relevance(self._archive, query, self.encoder, hidden)
+        limit = int(_LONG * room)
+        units = best(self._archive, scores, room, limit)
+        return [u if u.tokens > _READABLE else self._cut(u, limit, query) for u in units]
+
+
+def _tokens(units: Any) -> int:
+    return sum(unit.short_tokens for unit in units)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
