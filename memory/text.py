@@ -387,8 +387,7 @@ class TextMemory(Memory):
         """The most relevant units that are not known, in whole or compressed for the query."""
         hidden = known | {unit.id for unit in self._view if unit.place == OPEN}
         scores = relevance(self._archive, query, self.encoder, hidden)
-        limit = int(_LONG * room)
-        units = best(self._archive, scores, room, limit)
+        units = best(self._archive, scores, room, limit := int(_LONG * room))
         return [u if u.tokens > _READABLE else self._cut(u, limit, query) for u in units]
 
 
