@@ -19,7 +19,7 @@ from ...core.evaluation.runner import Outcome, summarise
 from ...core.evaluation.runner import run as run_method
 from ...core.methods.extractive import Extractive
 from ...core.models.encoder import Encoder
-from ...core.models.loading import load_transformer
+from ._models import load_model
 
 __all__ = ["run"]
 
@@ -128,10 +128,7 @@ def _print_memory(options: argparse.Namespace) -> None:
     from ...memory.kv import POLICIES
 
     if options.model:
-        settings = dict.fromkeys(("tokenizer", "device", "dtype"), None)
-        model, _ = load_transformer(
-            options.model, "CausalLM", {**settings, "trust_remote_code": False}
-        )
+        model, _ = load_model(options.model)
         small = model
     else:
         model, small = random_llama(), random_llama(layers=2, width=128, heads=2)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BudgetError, InputError, LaconicError
-from ...core.models.loading import load_transformer
+from ._models import load_model
 
 if TYPE_CHECKING:
     from ...memory.content import Content
@@ -62,18 +62,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _memory(options: argparse.Namespace) -> Any:
     from ...memory.kv import KVMemory, get_policy
-    from ...memory.latent import CCM, CCMMemory
 
     policy = get_policy(options.memory)  # a wrong name is known before the model is loaded
-    settings = {
-        "tokenizer": None,
-        "device": options.device,
-        "dtype": options.dtype,
-        "trust_remote_code": False,
-    }
-    model, tokenizer = load_transformer(options.model, "CausalLM", settings)
+    model, tokenizer = load_model(options.model, options.device, options.dtype)
     if not options.adapter:
         return KVMemory(model, tokenizer, policy, options.budget, keep=options.keep)
+    from ...memory.latent import CCM, CCMMemory
+
     ccm = CCM.from_pretrained(model, options.adapter, tokenizer)
     if ccm.spec.update == "concat":
         cap = max(1, options.budget // ccm.spec.comp_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ...core.evaluation.metrics import mean_interval
-from ...core.models.loading import load_transformer
+from ._models import load_model
 
 __all__ = ["run"]
 
@@ -65,13 +65,7 @@ def _ccm(options: argparse.Namespace) -> None:
         checkpointing=options.checkpointing,
     )
     dialogues = read_dialogues(options.data)
-    settings = {
-        "tokenizer": None,
-        "device": options.device,
-        "dtype": None,
-        "trust_remote_code": False,
-    }
-    model, tokenizer = load_transformer(options.model, "CausalLM", settings)
+    model, tokenizer = load_model(options.model, options.device)
     size = {"max_turn_tokens": options.max_turn_tokens, "max_tokens": options.max_tokens}
     examples = [tokenize(dialogue, tokenizer, **size) for dialogue in dialogues]
     result = train(
