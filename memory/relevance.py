@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.method import Floats
-from ..core.methods.lexical import _STOP_WORDS, _stems, _words
+from ..core.methods.lexical import STOP_WORDS, split_words, stem_all
 from ..core.models.encoder import Encoder
 from .archive import Archive
 from .stored import Unit
@@ -29,8 +29,8 @@ _EMBEDDED = 4000
 
 def terms(text: str) -> dict[str, int]:
     """The stems of a text's words with their counts, words that only bind left out."""
-    words = [word for word in _words(text) if word not in _STOP_WORDS]
-    stems = _stems("english", [words])
+    words = [word for word in split_words(text) if word not in STOP_WORDS]
+    stems = stem_all("english", [words])
     return dict(Counter(stems[word] for word in words))
 
 

@@ -22,10 +22,10 @@ import Stemmer
 from ..errors import InputError
 from ..method import Floats, Method, Request, Scores
 
-__all__ = ["Lexical"]
+__all__ = ["STOP_WORDS", "Lexical", "split_words", "stem_all"]
 
 # English words that ask or bind; inside one request they can be rare, and so seem to matter.
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     "a about after all also an and any are as at be been before being between but by can could "
     "did do does for from had has have he her his how i if in into is it its many may me more "
     "most much my name named no not of on one or our out over she so some such than that the "
@@ -77,9 +77,9 @@ class Lexical(Method):
 
     def score(self, request: Request) -> Scores:
         """Score sentences by their BM25 plus the weighted BM25 of the text around them."""
-        lines = [_words(text) for text in request.unit_texts()]
-        titles = [_words(title) for title in request.titles]
-        stems = _stems(self.stemmer, [*lines, *titles])
+        lines = [split_words(text) for text in request.unit_texts()]
+        titles = [split_words(title) for title in request.titles]
+        stems = stem_all(self.stemmer, [*lines, *titles])
         wanted = _wanted(self.stemmer, request.query, lines, stems)
         counts, lengths = _counts(lines, stems, wanted), _lengths(lines)
         _, window_of_unit, passage_of_window = request.windows(_WINDOW)
@@ -105,7 +105,7 @@ class Lexical(Method):
         return scores
 
 
-def _words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Lower-case words; runs of unspaced scripts become pairs of neighbouring characters."""
     text = text.lower()
     if text.isascii():
@@ -135,7 +135,7 @@ _STEMMERS = _Stemmers()
 _REMEMBERED_STEMS = 50_000
 
 
-def _stems(stemmer: str, texts: Iterable[Sequence[str]]) -> dict[str, str]:
+def stem_all(stemmer: str, texts: Iterable[Sequence[str]]) -> dict[str, str]:
     """The stem of each distinct word."""
     distinct = list(set[str]().union(*texts))
     return dict(zip(distinct, _STEMMERS[stemmer].stemWords(distinct), strict=True))
@@ -146,12 +146,12 @@ def _wanted(
 ) -> list[str]:
     """The distinct stems to look for: the query's, or the texts' most frequent ones."""
     if query is None:
-        words = (word for text in texts for word in text if word not in _STOP_WORDS)
+        words = (word for text in texts for word in text if word not in STOP_WORDS)
         frequent = Counter(stems[word] for word in words)
         return [stem for stem, _ in frequent.most_common(_TYPICAL_TERMS)]
-    asked = _words(query)
-    telling = [word for word in asked if word not in _STOP_WORDS] or asked
-    known = _stems(stemmer, [telling])
+    asked = split_words(query)
+    telling = [word for word in asked if word not in STOP_WORDS] or asked
+    known = stem_all(stemmer, [telling])
     return list(dict.fromkeys(known[word] for word in telling))
 
 

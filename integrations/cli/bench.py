@@ -35,6 +35,9 @@ def run(options: argparse.Namespace) -> None:
     if options.what == "latent":
         _print_latent(options)
         return
+    if options.what == "recall":
+        _print_recall(options)
+        return
     if not options.data:
         raise InputError(f"bench {options.what} needs --data FILE")
     if options.what in ("reference", "rates"):
@@ -149,6 +152,15 @@ def _print_memory(options: argparse.Namespace) -> None:
     bounded = list(tqdm(grow(small, policies[0]), desc="bounded", total=20, disable=None))
     for one, other in zip(bounded, grow(small, None), strict=True):
         print(f"| {one.seen:,} | {one} | {other} |", flush=True)
+
+
+def _print_recall(options: argparse.Namespace) -> None:
+    """Print what a text memory recalls of long conversations, and what that costs."""
+    from ...memory.evaluation.recall import data_path, load, tables
+
+    for name in options.data or [data_path()]:
+        for part in tables(load(name)[: options.limit]):
+            print(part, flush=True)
 
 
 def _print_latent(options: argparse.Namespace) -> None:

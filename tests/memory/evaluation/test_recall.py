@@ -12,6 +12,7 @@ import pytest
 from laconic.core import TokenCounter
 from laconic.core.errors import InputError
 from laconic.core.models.encoder import Encoder
+from laconic.integrations.cli import main
 from laconic.memory.evaluation import recall as module
 from laconic.memory.evaluation.recall import (
     METHODS,
@@ -148,3 +149,8 @@ def test_all_is_printed_as_tables(conversations: list[Conversation]) -> None:
 def test_the_file_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACONIC_DATA", "somewhere")
     assert module.data_path() == Path("somewhere/locomo.jsonl.gz")
+
+
+def test_the_command_says_which_file_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "recall", "--data", "/no/such.jsonl.gz"]) == 1
+    assert "/no/such.jsonl.gz is no file of LoCoMo conversations" in capsys.readouterr().err
