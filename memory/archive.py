@@ -167,10 +167,12 @@ class Archive:
 
     def write(self, units: Sequence[Unit]) -> None:
         """Add units or change what is said of them, within a transaction."""
+        if not units:
+            return
         about = self._about()
         change = about["change"] + 1
         rows = [(*unit, change, unit.checksum(change)) for unit in units]
-        marks = ", ".join("?" * len(rows[0])) if rows else ""
+        marks = ", ".join("?" * len(rows[0]))
         self.db.executemany(f"INSERT OR REPLACE INTO units VALUES ({marks})", rows)  # noqa: S608
         last = max([about["units"], *(unit.id for unit in units)])
         self._set_about(last, change)

@@ -30,6 +30,8 @@ from .turns import (
     as_messages,
     grouped,
     is_open,
+    quotation,
+    quoted_line,
     searchable,
     shortened,
     texts,
@@ -53,10 +55,11 @@ class TextMemory(Memory):
     """What was said, in messages that never take more tokens than the budget.
 
     Turns come in whole, behind those that are there, so that what `read` gives mostly begins
-    with what it gave before and a provider's prompt cache goes on hitting. When the budget is
-    full, all but the most recent turns become older ones: long ones are compressed, once, and
-    of all older ones those stay that tell most for their tokens, up to the low-water mark.
-    All turns remain in an archive, from which `read` brings back those that a query needs.
+    with what it gave before and a provider's prompt cache goes on hitting. When their part of
+    the budget is full, all but the most recent turns become older ones: long ones are compressed,
+    once, and of all older ones those stay that tell most for their tokens, up to the low-water
+    mark. All turns remain in an archive. For a query, `read` quotes those that it needs in one
+    message, behind what does not change and before the last turn of the user.
 
     Messages of the system are never left out. A message with tool calls and their results are
     one unit, shown when the last result has come. Blocks that are no text are not changed. A
@@ -84,7 +87,7 @@ class TextMemory(Memory):
     low_water
         The part of the budget that is taken after it was full. Lower is less often rewritten.
     recall
-        The part of the budget that a query may spend on turns that it needs.
+        The part of the budget that is kept for what a query needs. 0 if none is ever given.
     image_tokens
         What an image is counted as.
 
@@ -121,7 +124,7 @@ class TextMemory(Memory):
         turn_tokens: int = 96,
         recent: float = 0.05,
         low_water: float = 0.9,
-        recall: float = 0.85,
+        recall: float = 0.5,
         image_tokens: int = 1600,
     ) -> None:
         if not _is_count(budget) or budget < 1:
@@ -204,9 +207,8 @@ class TextMemory(Memory):
         Parameters
         ----------
         query
-            What they are wanted for. Turns that it needs then take the place of others; the
-            newest turn stays. None for what is most likely to be needed, which changes least
-            from turn to turn.
+            What they are wanted for. Turns that it needs and that are not there are then quoted,
+            with their numbers, in one more message of the user. None for no such message.
 
         Returns
         -------
@@ -215,9 +217,10 @@ class TextMemory(Memory):
         """
         query = as_query(query)
         with self._lock:
-            view = [unit for unit in self._view if unit.place != OPEN]
-            shown = view if query is None else self._needed(view, query)
-        return [message for unit in shown for message in json.loads(unit.short or unit.messages)]
+            shown = [unit for unit in self._view if unit.place != OPEN]
+            recalled = [] if query is None else self._recalled(shown, query)
+        place = _last_of_the_user(shown) if recalled else len(shown)
+        return [*_messages(shown[:place]), *recalled, *_messages(shown[place:])]
 
     def save(self, path: str | Path) -> int:
         """Write all that was said to a file; what stood there before stays until that is whole.
@@ -306,31 +309,35 @@ class TextMemory(Memory):
 
     def _settled(self, view: list[Unit]) -> list[Unit]:
         """The view brought into the budget; what has changed is written."""
-        room = self.budget - _tokens(u for u in view if u.place == PINNED)
+        free = self.budget - _tokens(u for u in view if u.place == PINNED)
         told = [unit for unit in view if unit.place in (OLDER, RECENT)]
-        if room < 0:
+        if free < 0:
             raise BudgetError(
-                f"the messages of the system take {self.budget - room} tokens, and the budget is "
+                f"the messages of the system take {self.budget - free} tokens, and the budget is "
                 f"{self.budget}; raise it or shorten them"
             )
+        room = free - int(self.recall * free)
         if not told or _tokens(told) <= room:
             return view
-        new = self._condensed(told, room)
+        new = self._condensed(told, max(room, min(told[-1].tokens, free)))
         self._archive.write([new[u.id] for u in view if new.get(u.id, u) != u])
         settled = [new.get(unit.id, unit) for unit in view]
         return [unit for unit in settled if unit.place != ARCHIVED]
 
     def _condensed(self, told: Sequence[Unit], room: int) -> dict[int, Unit]:
         """Units that are too many, with the newest as they were and what is left of the others."""
-        last = told[-1]
+        *others, last = told
         if last.short_tokens > room:
             last = self._cut(last, room, must=True)
         new = {last.id: last}
         own = int(self.recent * room) - last.short_tokens
+        asked = others[_last_of_the_user(others)] if others else last
         older = []
-        for unit in reversed(told[:-1]):
-            own -= unit.short_tokens
-            if unit.place == RECENT and own >= 0:
+        for unit in reversed(others):
+            # What tools are called for must not be forgotten over their results.
+            own -= 0 if unit is asked else unit.short_tokens
+            is_asked = unit is asked and unit.short_tokens + _tokens(new.values()) <= room
+            if is_asked or (unit.place == RECENT and own >= 0):
                 new[unit.id] = unit
             else:
                 older.append(unit if unit.place == OLDER else self._aged(unit))
@@ -366,29 +373,38 @@ class TextMemory(Memory):
 
     # what is asked for
 
-    def _needed(self, view: Sequence[Unit], query: str) -> list[Unit]:
-        """Units that a query needs, with the newest ones and what else there is room for."""
-        shown = {unit.id: unit for unit in view if unit.place == PINNED}
-        left = self.budget - _tokens(shown.values())
-        told = [unit for unit in view if unit.place != PINNED]
-        own = (1 - self.recall) * left
-        for age, unit in enumerate(reversed(told)):
-            if age and unit.short_tokens > own:
-                break
-            shown[unit.id] = unit
-            own, left = own - unit.short_tokens, left - unit.short_tokens
-        for unit in (*self._recalled(query, set(shown), left), *told):
-            if unit.id not in shown and unit.short_tokens <= left:
-                shown[unit.id] = unit
-                left -= unit.short_tokens
-        return [shown[number] for number in sorted(shown)]
+    def _recalled(self, shown: Sequence[Unit], query: str) -> list[Message]:
+        """A message that quotes the most relevant units not shown whole; none if none fits."""
+        room = self.budget - _tokens(shown) - self._costs.of([quotation([])])
+        known = {unit.id for unit in self._view if unit.short is None}
+        scores = relevance(self._archive, query, self.encoder, known)
+        quoted = {}
+        for unit in best(self._archive, scores, room, limit := int(_LONG * room)):
+            cut = unit if unit.tokens > _READABLE else self._cut(unit, limit, query)
+            line = quoted_line(cut.id, json.loads(cut.short or cut.messages))
+            cost = self.counter.count(f"{line}\n\n")
+            if cost <= room:
+                quoted[unit.id] = line
+                room -= cost
+        # Texts joined can count more than each alone.
+        while quoted:
+            message = quotation([quoted[number] for number in sorted(quoted)])
+            if self._costs.of([message]) + _tokens(shown) <= self.budget:
+                return [message]
+            quoted.popitem()
+        return []
 
-    def _recalled(self, query: str, known: set[int], room: int) -> list[Unit]:
-        """The most relevant units that are not known, in whole or compressed for the query."""
-        hidden = known | {unit.id for unit in self._view if unit.place == OPEN}
-        scores = relevance(self._archive, query, self.encoder, hidden)
-        units = best(self._archive, scores, room, limit := int(_LONG * room))
-        return [u if u.tokens > _READABLE else self._cut(u, limit, query) for u in units]
+
+def _messages(units: Sequence[Unit]) -> list[Message]:
+    return [message for unit in units for message in json.loads(unit.short or unit.messages)]
+
+
+def _last_of_the_user(units: Sequence[Unit]) -> int:
+    """The place of the last turn of the user, or else of the last turn."""
+    for place in range(len(units) - 1, -1, -1):
+        if json.loads(units[place].messages)[0]["role"] == "user":
+            return place
+    return max(0, len(units) - 1)
 
 
 def _tokens(units: Any) -> int:

@@ -33,7 +33,7 @@ from ..archive import Archive
 from ..relevance import terms
 from ..stored import ARCHIVED, Unit
 from ..text import TextMemory
-from ..turns import Costs, Message, texts
+from ..turns import Costs, Message, quoted_line, texts
 
 __all__ = [
     "Conversation",
@@ -178,14 +178,14 @@ def recall(
                 for question, evidence in conversation.questions:
                     messages = read(question)
                     most = max(most, costs.of(messages))
-                    said = {(m.get("name"), m["content"]) for m in messages}
+                    said = "\n".join(quoted_line(0, [m]) for m in messages)
                     found.append(fmean(_is_in(conversation, e, said) for e in evidence))
             yield Recall(method, budget, bootstrap_interval(found), most)
 
 
-def _is_in(conversation: Conversation, place: int, said: set[tuple[Any, Any]]) -> bool:
+def _is_in(conversation: Conversation, place: int, said: str) -> bool:
     turn = conversation.turns[place]
-    return place >= 0 and (turn["name"], turn["content"]) in said
+    return place >= 0 and f"{turn['name']}: {turn['content']}" in said
 
 
 def _reader(
@@ -195,7 +195,12 @@ def _reader(
     turns = conversation.turns
     if method.startswith("memory"):
         embeds = (encoder or Encoder.shared()) if method == METHODS[0] else None
-        memory = TextMemory(budget, counter=costs.counter, encoder=embeds)
+        memory = TextMemory(
+            budget,
+            counter=costs.counter,
+            encoder=embeds,
+            recall=0.0 if method == METHODS[2] else 0.5,
+        )
         for turn in turns:
             memory.observe(turn)
         if method == METHODS[2]:
