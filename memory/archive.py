@@ -111,13 +111,19 @@ class Archive:
         else:
             self.db.execute("PRAGMA synchronous = OFF")
         with self.transaction():
-            if not self.db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in f"{_TABLES.format(schema='main')}{_INDEX}".split(";"):
-                    self.db.execute(statement)
+            names = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master")}
+            if not names:
+                self._create(_TABLES.format(schema="main"))
                 self._set_about(0, 0)
-                return
-        for _ in verified(self.db, "main", self.belongs_to, str(self.path)):
-            pass
+            for _ in verified(self.db, "main", self.belongs_to, str(self.path)):
+                pass
+            if "postings" not in names:  # a file that was saved has no index
+                self._create(_INDEX)
+                self._index_all()
+
+    def _create(self, tables: str) -> None:
+        for statement in tables.split(";"):
+            self.db.execute(statement)
 
     def close(self) -> None:
         """Let the file go."""
@@ -296,8 +302,7 @@ class Archive:
         os.close(handle)
         try:
             with self._attached(Path(temporary)), self.transaction():
-                for statement in _TABLES.format(schema="other").split(";"):
-                    self.db.execute(statement)
+                self._create(_TABLES.format(schema="other"))
                 self._copy_units("main", "other", -1)
             for end in ("-journal", "-wal"):  # left by a crash, and of the file that goes
                 path.with_name(f"{path.name}{end}").unlink(missing_ok=True)

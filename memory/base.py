@@ -54,6 +54,20 @@ class Memory(ABC):
     def clear(self) -> None:
         """Forget everything."""
 
+    def open(self, path: str | Path) -> None:
+        """Go on from a file if it is there, and write what is new to it whenever `save` is called.
+
+        Raises
+        ------
+        StateError
+            As `load` does.
+        """
+        if Path(path).is_file():
+            self.load(path)
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of files that are held open; the memory cannot be used any more."""
+
     @abstractmethod
     def save(self, path: str | Path) -> Any:
         """Write the state to a file; what stood there before stays until the new one is whole."""

@@ -33,6 +33,12 @@ class _Slot(Generic[M]):
         self.nbytes = 0
         self.users = 0
 
+    def let_go(self) -> None:
+        """Have no memory in RAM."""
+        if self.memory is not None:
+            self.memory.close()
+        self.memory, self.nbytes = None, 0
+
 
 class Sessions(Generic[M]):
     """Conversations by the id of their session; none ever sees another.
@@ -40,7 +46,7 @@ class Sessions(Generic[M]):
     A session is saved whenever its use ends, so that a crash loses at most what was observed
     during that use. Those not used for longest leave RAM first and come back from their files.
     One session is used by one thread at a time, others wait; several work side by side. A
-    folder belongs to one `Sessions` in one process.
+    folder belongs to one `Sessions` in one process; another finds files of text memories locked.
 
     Parameters
     ----------
@@ -50,6 +56,8 @@ class Sessions(Generic[M]):
         Where the sessions' files lie; made if there is none.
     max_bytes
         Bytes that memories may hold in RAM between uses, as `Memory.nbytes` counts them.
+    max_loaded
+        Memories in RAM between uses at most; each may hold a few files open.
     ttl
         Seconds after its last use when a session is forgotten; None for never.
     clock
@@ -73,17 +81,21 @@ class Sessions(Generic[M]):
         folder: str | Path,
         *,
         max_bytes: int = 256 * 2**20,
+        max_loaded: int = 128,
         ttl: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
             raise InputError(f"max_bytes is a number of bytes, at least 0, got {max_bytes!r}")
+        if isinstance(max_loaded, bool) or not isinstance(max_loaded, int) or max_loaded < 0:
+            raise InputError(f"max_loaded is a number of memories, got {max_loaded!r}")
         if ttl is not None and not ttl > 0:
             raise InputError(f"ttl is a number of seconds above 0, or None, got {ttl!r}")
         self._make = make
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._max_bytes = max_bytes
+        self._max_loaded = max_loaded
         self._ttl = ttl
         self._clock = clock
         self._lock = threading.Lock()
@@ -111,12 +123,14 @@ class Sessions(Generic[M]):
         path = self._path(session_id)
         with self._held(session_id) as slot:
             if self._is_expired(path):
-                self._remove(path)
-                slot.memory = None
+                self._forget(slot, path)
             if slot.memory is None:
                 memory = self._make()
-                if path.is_file():
-                    memory.load(path)
+                try:
+                    memory.open(path)
+                except BaseException:
+                    memory.close()
+                    raise
                 slot.memory = memory
             try:
                 yield slot.memory
@@ -128,8 +142,7 @@ class Sessions(Generic[M]):
                     os.utime(path, (now, now))
                     slot.nbytes = slot.memory.nbytes
                 except BaseException:
-                    slot.memory = None  # what is on disk is what counts
-                    slot.nbytes = 0
+                    slot.let_go()  # what is on disk is what counts
                     raise
 
     def delete(self, session_id: str) -> bool:
@@ -143,8 +156,7 @@ class Sessions(Generic[M]):
         path = self._path(session_id)
         with self._held(session_id) as slot:
             existed = slot.memory is not None or path.is_file()
-            slot.memory, slot.nbytes = None, 0
-            self._remove(path)
+            self._forget(slot, path)
             return existed
 
     def expire(self) -> list[str]:
@@ -154,10 +166,17 @@ class Sessions(Generic[M]):
             with self._held(session_id) as slot:
                 path = self._path(session_id)
                 if self._is_expired(path):
-                    slot.memory, slot.nbytes = None, 0
-                    self._remove(path)
+                    self._forget(slot, path)
                     gone.append(session_id)
         return gone
+
+    def close(self) -> None:
+        """Let go of all memories, each when its use has ended; what is on disk stays."""
+        with self._lock:
+            loaded = list(self._slots)
+        for session_id in loaded:
+            with self._held(session_id) as slot:
+                slot.let_go()
 
     def ids(self) -> list[str]:
         """The ids of all sessions that are on disk, sorted."""
@@ -187,9 +206,13 @@ class Sessions(Generic[M]):
     def _make_room(self) -> None:
         """Let go of what is empty, and of what was not used for longest, up to the limit."""
         total = sum(slot.nbytes for slot in self._slots.values())
+        loaded = sum(slot.memory is not None for slot in self._slots.values())
         for session_id, slot in list(self._slots.items()):
-            if not slot.users and (slot.memory is None or total > self._max_bytes):
+            is_too_much = total > self._max_bytes or loaded > self._max_loaded
+            if not slot.users and (slot.memory is None or is_too_much):
                 total -= slot.nbytes
+                loaded -= slot.memory is not None
+                slot.let_go()
                 del self._slots[session_id]
 
     def _is_expired(self, path: Path) -> bool:
@@ -197,8 +220,9 @@ class Sessions(Generic[M]):
             return False
         return self._clock() - path.stat().st_mtime > self._ttl
 
-    def _remove(self, path: Path) -> None:
-        """Remove a session's file, and before it what a crash has left beside it."""
+    def _forget(self, slot: _Slot[M], path: Path) -> None:
+        """Remove a session's memory, and what lies beside its file before the file itself."""
+        slot.let_go()
         for beside in (*self._folder.glob(f"{path.name}-*"), *self._folder.glob(f".{path.name}.*")):
             beside.unlink(missing_ok=True)
         path.unlink(missing_ok=True)

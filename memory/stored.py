@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ __all__ = [
     "PINNED",
     "RECENT",
     "Unit",
+    "last_of_the_user",
+    "messages_of",
     "read_about",
     "verified",
 ]
@@ -74,6 +76,19 @@ class Unit(NamedTuple):
     def checksum(self, changed: int) -> int:
         """A checksum of all of it."""
         return zlib.crc32(repr((tuple(self), changed)).encode("utf-8", "backslashreplace"))
+
+
+def messages_of(units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """The messages of units as they are shown; new ones."""
+    return [message for unit in units for message in json.loads(unit.short or unit.messages)]
+
+
+def last_of_the_user(units: Sequence[Unit]) -> int:
+    """The place of the last turn of the user, or else of the last turn."""
+    for place in range(len(units) - 1, -1, -1):
+        if json.loads(units[place].messages)[0]["role"] == "user":
+            return place
+    return max(0, len(units) - 1)
 
 
 def read_about(db: sqlite3.Connection, schema: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ from ..core.budget import TokenCounter
 from ..core.compressor import Compressor, as_query
 from ..core.errors import BudgetError, InputError
 from ..core.methods import get_compressor
-from ..core.methods.lexical import Lexical
 from ..core.models.encoder import Encoder
 from .archive import Archive
 from .base import Memory
 from .relevance import best, embedded, relevance, terms
 from .salience import ranked, weight
-from .stored import ARCHIVED, OLDER, OPEN, PINNED, RECENT, Unit
+from .shortening import cut
+from .stored import ARCHIVED, OLDER, OPEN, PINNED, RECENT, Unit, last_of_the_user, messages_of
 from .turns import (
     SYSTEM_ROLES,
     Costs,
@@ -33,7 +32,6 @@ from .turns import (
     quotation,
     quoted_line,
     searchable,
-    shortened,
     texts,
 )
 
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["TextMemory"]
-
-logger = logging.getLogger(__name__)
 
 _LONG = 0.25
 """A turn that takes more than this part of what is free is compressed for the query."""
@@ -104,12 +100,9 @@ class TextMemory(Memory):
     --------
     >>> memory = TextMemory(budget=60, method="lexical")
     >>> memory.observe("My cat is called Tom.")
-    >>> memory.observe({"role": "assistant", "content": "What a fine name!"})
     >>> for day in range(20):
     ...     memory.observe(f"On day {day} it rained and the streets were wet.")
     >>> any("Tom" in message["content"] for message in memory.read("What is the cat called?"))
-    True
-    >>> memory.n_tokens <= 60
     True
     """
 
@@ -124,14 +117,14 @@ class TextMemory(Memory):
         turn_tokens: int = 96,
         recent: float = 0.05,
         low_water: float = 0.9,
-        recall: float = 0.5,
+        recall: float = 0.6,
         image_tokens: int = 1600,
     ) -> None:
-        if not _is_count(budget) or budget < 1:
-            raise BudgetError(f"the budget is a number of tokens, at least 1, got {budget!r}")
-        for name, number in (("turn_tokens", turn_tokens), ("image_tokens", image_tokens)):
-            if not _is_count(number) or number < 1:
-                raise InputError(f"{name} is a number of tokens, at least 1, got {number!r}")
+        counts = {"budget": budget, "turn_tokens": turn_tokens, "image_tokens": image_tokens}
+        for name, n in counts.items():
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                error = BudgetError if name == "budget" else InputError
+                raise error(f"{name} is a number of tokens, at least 1, got {n!r}")
         for name, part in (("recent", recent), ("low_water", low_water), ("recall", recall)):
             if not isinstance(part, (int, float)) or not 0 <= part <= 1:
                 raise InputError(f"{name} is a part of the budget, from 0 to 1, got {part!r}")
@@ -146,10 +139,11 @@ class TextMemory(Memory):
         self._budget = budget
         self._costs = Costs(self.counter, image_tokens)
         self._lock = threading.RLock()
-        belongs_to = {"counter": self.counter.name, "encoder": "yes" if encoder else "no"}
-        self._archive = Archive(None if archive is None else Path(archive), belongs_to)
-        with self._archive.transaction():
-            self._view = self._settled(self._archive.held())
+        self._belongs_to = {"counter": self.counter.name, "encoder": "yes" if encoder else "no"}
+        self._archive = Archive(None, self._belongs_to)
+        self._view: list[Unit] = []
+        if archive is not None:
+            self.open(archive)
 
     @property
     def budget(self) -> int:
@@ -161,12 +155,16 @@ class TextMemory(Memory):
         """Tokens of what `read` gives without a query."""
         return _tokens(self._view)
 
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of messages as the budget counts them."""
+        return self._costs.of(messages)
+
     @property
     def nbytes(self) -> int:
         """Bytes of what it holds in RAM, all of the archive included if that is private."""
-        held = sum(len(part) for u in self._view for part in (u.messages, u.terms, u.short or ""))
         with self._lock:
-            return held + self._archive.nbytes
+            held = (len(u.messages) + len(u.terms) + len(u.short or "") for u in self._view)
+            return sum(held) + self._archive.nbytes
 
     @property
     def turns(self) -> int:
@@ -219,8 +217,33 @@ class TextMemory(Memory):
         with self._lock:
             shown = [unit for unit in self._view if unit.place != OPEN]
             recalled = [] if query is None else self._recalled(shown, query)
-        place = _last_of_the_user(shown) if recalled else len(shown)
-        return [*_messages(shown[:place]), *recalled, *_messages(shown[place:])]
+        place = last_of_the_user(shown) if recalled else len(shown)
+        return [*messages_of(shown[:place]), *recalled, *messages_of(shown[place:])]
+
+    def open(self, path: str | Path) -> None:
+        """Go on with a file as the archive, which holds every turn as soon as it is observed.
+
+        Raises
+        ------
+        BudgetError
+            The newest turn does not fit the budget of this memory.
+        InputError
+            This memory was told something already.
+        StateError
+            The file is damaged, in use, or was written with another tokenizer.
+        """
+        with self._lock:
+            if len(self._archive):
+                raise InputError("a memory that was told something opens no file; use a new one")
+            before, self._archive = self._archive, Archive(Path(path), self._belongs_to)
+            try:
+                with self._archive.transaction():
+                    self._view = self._settled(self._archive.held())
+            except BaseException:
+                self._archive.close()
+                self._archive = before
+                raise
+            before.close()
 
     def save(self, path: str | Path) -> int:
         """Write all that was said to a file; what stood there before stays until that is whole.
@@ -246,11 +269,7 @@ class TextMemory(Memory):
         Raises
         ------
         BudgetError
-            The newest turn does not fit the budget of this memory.
-        FileNotFoundError
-            There is no such file.
-        StateError
-            The file is damaged, or was saved with another tokenizer. The memory stays as it was.
+            The newest turn does not fit the budget of this memory. For others see `Memory`.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -272,8 +291,7 @@ class TextMemory(Memory):
                 self._archive.clear()
             self._view = []
 
-    def close(self) -> None:
-        """Let the archive's file go; the memory cannot be used any more."""
+    def close(self) -> None:  # noqa: D102
         with self._lock:
             self._archive.close()
 
@@ -328,10 +346,10 @@ class TextMemory(Memory):
         """Units that are too many, with the newest as they were and what is left of the others."""
         *others, last = told
         if last.short_tokens > room:
-            last = self._cut(last, room, must=True)
+            last = cut(last, room, self._costs, self.method, must=True)
         new = {last.id: last}
         own = int(self.recent * room) - last.short_tokens
-        asked = others[_last_of_the_user(others)] if others else last
+        asked = others[last_of_the_user(others)] if others else last
         older = []
         for unit in reversed(others):
             # What tools are called for must not be forgotten over their results.
@@ -348,28 +366,10 @@ class TextMemory(Memory):
             new[unit.id] = unit if stays else unit._replace(place=ARCHIVED)
         return new
 
-    def _cut(self, unit: Unit, limit: int, query: str | None = None, must: bool = False) -> Unit:
-        """A unit compressed to a limit; as it is if that is impossible, unless it `must` be."""
-        if unit.tokens <= limit:
-            return unit._replace(short=None, short_tokens=unit.tokens)
-        messages = json.loads(unit.messages)
-        try:
-            shorter = shortened(messages, limit, self._costs, self.method, query)
-        except BudgetError:
-            if must:
-                raise
-            return unit
-        except Exception:  # a compressor can be anything
-            logger.warning("%s failed; the original is used", self.method.name, exc_info=True)
-            if not must:
-                return unit
-            shorter = shortened(messages, limit, self._costs, Lexical())
-        return unit._replace(short=json.dumps(shorter), short_tokens=self._costs.of(shorter))
-
     def _aged(self, unit: Unit) -> Unit:
         """A recent unit as an older one."""
         limit = self.turn_tokens * len(json.loads(unit.messages))
-        return self._cut(unit._replace(place=OLDER), limit)
+        return cut(unit._replace(place=OLDER), limit, self._costs, self.method)
 
     # what is asked for
 
@@ -380,8 +380,9 @@ class TextMemory(Memory):
         scores = relevance(self._archive, query, self.encoder, known)
         quoted = {}
         for unit in best(self._archive, scores, room, limit := int(_LONG * room)):
-            cut = unit if unit.tokens > _READABLE else self._cut(unit, limit, query)
-            line = quoted_line(cut.id, json.loads(cut.short or cut.messages))
+            if unit.tokens <= _READABLE:
+                unit = cut(unit, limit, self._costs, self.method, query=query)
+            line = quoted_line(unit.id, messages_of([unit]))
             cost = self.counter.count(f"{line}\n\n")
             if cost <= room:
                 quoted[unit.id] = line
@@ -395,21 +396,5 @@ class TextMemory(Memory):
         return []
 
 
-def _messages(units: Sequence[Unit]) -> list[Message]:
-    return [message for unit in units for message in json.loads(unit.short or unit.messages)]
-
-
-def _last_of_the_user(units: Sequence[Unit]) -> int:
-    """The place of the last turn of the user, or else of the last turn."""
-    for place in range(len(units) - 1, -1, -1):
-        if json.loads(units[place].messages)[0]["role"] == "user":
-            return place
-    return max(0, len(units) - 1)
-
-
 def _tokens(units: Any) -> int:
     return sum(unit.short_tokens for unit in units)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

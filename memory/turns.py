@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.budget import Budget, TokenCounter
-from ..core.compressor import Compressor
-from ..core.errors import BudgetError, InputError
-from ..core.messages import compress_messages
+from ..core.budget import TokenCounter
+from ..core.errors import InputError
 
 __all__ = [
     "SYSTEM_ROLES",
@@ -22,7 +20,6 @@ __all__ = [
     "quotation",
     "quoted_line",
     "searchable",
-    "shortened",
     "texts",
 ]
 
@@ -203,7 +200,9 @@ def _said(message: Message) -> str:
         parts = (b["text"] if b["type"] == "text" else f"[{b['type']}]" for b in content)
         content = "\n".join(parts)
     calls = [_json(call.get("function", {})) for call in message.get("tool_calls") or ()]
-    return f"{message.get('name') or message['role']}: " + "\n".join(filter(None, [content, *calls]))
+    return f"{message.get('name') or message['role']}: " + "\n".join(
+        filter(None, [content, *calls])
+    )
 
 
 def texts(unit: Sequence[Message]) -> Iterator[str]:
@@ -214,39 +213,6 @@ def texts(unit: Sequence[Message]) -> Iterator[str]:
             yield content
         else:
             yield from (block["text"] for block in content or () if block["type"] == "text")
-
-
-def shortened(
-    unit: Sequence[Message], limit: int, costs: Costs, method: Compressor, query: str | None = None
-) -> list[Message]:
-    """Compress the texts of a unit until all of it costs no more than `limit`.
-
-    Raises
-    ------
-    BudgetError
-        What is no text is too large already, or no text would be left.
-    """
-    room = limit - costs.of(unit) + sum(costs.counter.count(text) for text in texts(unit))
-    while room > 0:
-        shorter = compress_messages(
-            unit,
-            query=query or "",
-            budget=Budget.tokens(room),
-            method=method,
-            counter=costs.counter,
-            keep_last=0,
-        ).messages
-        excess = costs.of(shorter) - limit
-        if excess <= 0:
-            if any(text.strip() for text in texts(shorter)):
-                return shorter
-            break
-        # Texts joined can count less than each alone.
-        room -= excess
-    raise BudgetError(
-        f"a turn takes {costs.of(unit)} tokens and cannot be compressed to the {limit} that are "
-        f"free; raise the budget, or shorten its tool calls, blocks or the system messages"
-    )
 
 
 def _json(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.what == "recall":
         _print_recall(options)
+        return
+    if options.what == "soak":
+        _print_soak(options)
         return
     if not options.data:
         raise InputError(f"bench {options.what} needs --data FILE")
@@ -156,11 +160,39 @@ def _print_memory(options: argparse.Namespace) -> None:
 
 def _print_recall(options: argparse.Namespace) -> None:
     """Print what a text memory recalls of long conversations, and what that costs."""
-    from ...memory.evaluation.recall import data_path, load, tables
+    from ...memory.evaluation import endurance, recall
+    from ..langchain.baselines import trimmed, vector_store_memory
 
-    for name in options.data or [data_path()]:
-        for part in tables(load(name)[: options.limit]):
+    methods = {
+        **recall.methods(),
+        "LangChain trim_messages": trimmed,
+        "LangChain VectorStoreRetrieverMemory": vector_store_memory,
+    }
+    if options.methods:
+        methods = {name: methods[name] for name in options.methods.split(",")}
+    for name in options.data or [recall.data_path()]:
+        conversations = recall.load(name)[: options.limit]
+        asked = sum(len(conversation.questions) for conversation in conversations)
+        print(f"{len(conversations)} conversations, {asked} questions\n")
+        rows = recall.recall(conversations, methods)
+        total = len(methods) * len(recall.BUDGETS)
+        print(recall.markdown(list(tqdm(rows, total=total, disable=None))), flush=True)
+        print()
+        for part in endurance.tables(conversations):
             print(part, flush=True)
+
+
+def _print_soak(options: argparse.Namespace) -> None:
+    """Print how many conversations at once fare while the process is killed again and again."""
+    from ...memory.evaluation.soak import soak
+
+    turns = options.limit or 10_000
+    print(f"20 sessions of {turns:,} turns, 8 threads; kill -9 after each line but the last")
+    print("| turns | turns/s | RSS, MiB | lost | beyond those that returned |")
+    print("|--:|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for lap in soak(folder, turns=turns):
+            print(lap, flush=True)
 
 
 def _print_latent(options: argparse.Namespace) -> None:

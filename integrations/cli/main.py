@@ -93,20 +93,21 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure how often the answer survives (retention), tokens per second (speed), what a "
-        "bounded KV cache costs (memory), or what memories recall (latent, recall)."
+        "bounded KV cache costs (memory), or what memories recall (latent, recall), or that many at once stay whole (soak)."
     )
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("retention", "speed", "reference", "rates", "memory", "latent", "recall"),
+        choices=("retention", "speed", "reference", "rates", "memory", "latent", "recall", "soak"),
         default="retention",
         metavar="WHAT",
         help="retention (default), speed, reference: time and memory beside llmlingua and "
         "Selective Context as published, with the same random weights, rates: tokens kept "
         "beside tokens asked for, at any length, memory: time, bytes and errors of bounded "
         "KV caches beside one that grows, latent: bytes, training time and recall of learned "
-        "memories on a small model that is trained for it, or recall: what a text memory finds "
-        "again in LoCoMo's conversations",
+        "memories on a small model that is trained for it, recall: what a text memory finds "
+        "again in LoCoMo's conversations, or soak: many text memories at once, killed again and "
+        "again",
     )
     parser.add_argument(
         "--data",
@@ -114,7 +115,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets; "
-        "all but memory, latent and recall need some",
+        "all but memory, latent, recall and soak need some",
     )
     parser.add_argument(
         "--methods",

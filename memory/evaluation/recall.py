@@ -1,4 +1,4 @@
-"""What a text memory still knows of long conversations, and what that costs.
+"""What a text memory still knows of long conversations.
 
 Recall is measured on LoCoMo (Maharana et al., "Evaluating Very Long-Term Conversational Memory
 of LLM Agents", ACL 2024): the part of the turns with a question's evidence that stand, word for
@@ -11,15 +11,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import random
 import re
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ import numpy as np
 from ...core.budget import TokenCounter
 from ...core.errors import InputError
 from ...core.evaluation.metrics import Interval
-from ...core.methods import get_compressor
 from ...core.models.encoder import Encoder
 from ..archive import Archive
 from ..relevance import terms
@@ -36,33 +32,24 @@ from ..text import TextMemory
 from ..turns import Costs, Message, quoted_line, texts
 
 __all__ = [
+    "BUDGETS",
+    "IMAGE_TOKENS",
     "Conversation",
+    "Maker",
+    "Reader",
     "Recall",
-    "Stability",
     "data_path",
     "load",
     "markdown",
-    "prefix_stability",
+    "methods",
     "recall",
-    "tables",
-    "turn_times",
 ]
 
 BUDGETS = (512, 1024, 2048, 4096)
 """Budgets that are measured, in tokens."""
 
-METHODS = (
-    "memory with the query, encoder",
-    "memory with the query, words",
-    "memory without a query",
-    "recency window",
-    "BM25 over turns",
-    "embeddings over turns",
-)
-"""What is measured."""
-
 _ADVERSARIAL = 5
-_IMAGE_TOKENS = 1600
+IMAGE_TOKENS = 1600
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Recall:
     Attributes
     ----------
     method
-        One of `METHODS`.
+        What it is called.
     budget
         Tokens.
     interval
@@ -142,17 +129,19 @@ def _conversation(row: dict[str, Any]) -> Conversation:
     return Conversation(tuple(turns), tuple(questions))
 
 
-Reader = Callable[[str], list[Message]]
+Reader = Callable[[str], Sequence[Message]]
 """From a question to the messages that a model would be sent."""
+
+Maker = Callable[[Sequence[Message], int, Costs], Reader]
+"""From the turns of a conversation, a budget in tokens and what they cost to a `Reader`."""
 
 
 def recall(
     conversations: Sequence[Conversation],
+    methods: Mapping[str, Maker],
     *,
-    methods: Sequence[str] = METHODS,
     budgets: Sequence[int] = BUDGETS,
     counter: Any = None,
-    encoder: Encoder | None = None,
 ) -> Iterator[Recall]:
     """Measure how much of the evidence is read.
 
@@ -160,21 +149,20 @@ def recall(
     ----------
     conversations
         Conversations with questions.
-    methods, budgets
-        What to measure.
+    methods
+        What to measure, by name.
+    budgets
+        Tokens.
     counter
         Whose tokens are counted.
-    encoder
-        For methods that embed; None for the shared default.
     """
-    counter = TokenCounter.of(counter)
-    costs = Costs(counter, _IMAGE_TOKENS)
-    for method in methods:
+    costs = Costs(TokenCounter.of(counter), IMAGE_TOKENS)
+    for method, make in methods.items():
         for budget in budgets:
             found: list[float] = []
             most = 0
             for conversation in conversations:
-                read = _reader(method, conversation, budget, costs, encoder)
+                read = make(conversation.turns, budget, costs)
                 for question, evidence in conversation.questions:
                     messages = read(question)
                     most = max(most, costs.of(messages))
@@ -188,64 +176,74 @@ def _is_in(conversation: Conversation, place: int, said: str) -> bool:
     return place >= 0 and f"{turn['name']}: {turn['content']}" in said
 
 
-def _reader(
-    method: str, conversation: Conversation, budget: int, costs: Costs, encoder: Encoder | None
-) -> Reader:
-    """Something that has seen the conversation."""
-    turns = conversation.turns
-    if method.startswith("memory"):
-        embeds = (encoder or Encoder.shared()) if method == METHODS[0] else None
-        memory = TextMemory(
-            budget,
-            counter=costs.counter,
-            encoder=embeds,
-            recall=0.0 if method == METHODS[2] else 0.5,
-        )
-        for turn in turns:
-            memory.observe(turn)
-        if method == METHODS[2]:
-            blind = memory.read()
-            return lambda _: blind
-        return memory.read
-    each = [costs.of([turn]) for turn in turns]
-    if method == METHODS[3]:
-        window = _filled(range(len(turns) - 1, -1, -1), turns, each, budget, stops=True)
-        return lambda _: window
-    if method == METHODS[4]:
-        index = Archive(None, {})
-        with index.transaction():
-            for number, turn in enumerate(turns, 1):
-                index.write([Unit(number, ARCHIVED, 0, 0.0, "", "{}", 0, None, 0, None)])
-                index.index(number, terms(_line(turn)))
+def methods(encoder: Encoder | None = None) -> dict[str, Maker]:
+    """The text memory and what needs no framework.
 
-        def by_words(question: str) -> list[Message]:
-            scores = index.bm25(list(terms(question)), b=0.75)[1:]
-            return _filled(np.argsort(-scores, kind="stable").tolist(), turns, each, budget)
-
-        return by_words
-    if method != METHODS[5]:
-        raise InputError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    Parameters
+    ----------
+    encoder
+        For methods that embed; None for the shared default.
+    """
     encoder = encoder or Encoder.shared()
-    vectors = encoder.encode([_line(turn) for turn in turns])
+    return {
+        "memory with the query, encoder": partial(_memory, encoder=encoder),
+        "memory with the query, words": _memory,
+        "memory without a query": _blind_memory,
+        "recency window": _recency,
+        "BM25 over turns": _by_words,
+        "embeddings over turns": partial(_by_meaning, encoder=encoder),
+    }
 
-    def by_meaning(question: str) -> list[Message]:
+
+def _memory(turns: Sequence[Message], budget: int, costs: Costs, **options: Any) -> Reader:
+    memory = TextMemory(budget, counter=costs.counter, **options)
+    for turn in turns:
+        memory.observe(turn)
+    return memory.read
+
+
+def _blind_memory(turns: Sequence[Message], budget: int, costs: Costs) -> Reader:
+    read = _memory(turns, budget, costs, recall=0.0)
+    return lambda _: read("")
+
+
+def _recency(turns: Sequence[Message], budget: int, costs: Costs) -> Reader:
+    window: list[Message] = []
+    for turn in reversed(turns):
+        if costs.of([turn, *window]) > budget:
+            break
+        window.insert(0, turn)
+    return lambda _: window
+
+
+def _by_words(turns: Sequence[Message], budget: int, costs: Costs) -> Reader:
+    index = Archive(None, {})
+    with index.transaction():
+        for number, turn in enumerate(turns, 1):
+            index.write([Unit(number, ARCHIVED, 0, 0.0, "", "{}", 0, None, 0, None)])
+            index.index(number, terms(quoted_line(0, [turn])))
+    each = [costs.of([turn]) for turn in turns]
+
+    def read(question: str) -> list[Message]:
+        scores = index.bm25(list(terms(question)), b=0.75)[1:]
+        return _filled(np.argsort(-scores, kind="stable").tolist(), turns, each, budget)
+
+    return read
+
+
+def _by_meaning(turns: Sequence[Message], budget: int, costs: Costs, *, encoder: Encoder) -> Reader:
+    vectors = encoder.encode(["\n".join([turn["name"], *texts([turn])]) for turn in turns])
+    each = [costs.of([turn]) for turn in turns]
+
+    def read(question: str) -> list[Message]:
         scores = vectors @ encoder.encode([question])[0]
         return _filled(np.argsort(-scores, kind="stable").tolist(), turns, each, budget)
 
-    return by_meaning
-
-
-def _line(turn: Message) -> str:
-    return "\n".join([turn["name"], *texts([turn])])
+    return read
 
 
 def _filled(
-    order: Sequence[int],
-    turns: Sequence[Message],
-    costs: Sequence[int],
-    budget: int,
-    *,
-    stops: bool = False,
+    order: Sequence[int], turns: Sequence[Message], costs: Sequence[int], budget: int
 ) -> list[Message]:
     """The first turns of an order that fit, in the order of the conversation."""
     chosen = []
@@ -253,8 +251,6 @@ def _filled(
         if costs[place] <= budget:
             chosen.append(place)
             budget -= costs[place]
-        elif stops:
-            break
     return [turns[place] for place in sorted(chosen)]
 
 
@@ -278,125 +274,3 @@ def markdown(rows: Sequence[Recall]) -> str:
         found = " | ".join(cells.get((method, budget), "–") for budget in budgets)
         lines.append(f"| {method} | {found} |")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Stability:
-    """How much of each prompt begins as the one before it did.
-
-    Attributes
-    ----------
-    name
-        How the prompts were made.
-    budget
-        Tokens.
-    share
-        Tokens of messages that begin both prompts, over all tokens of all prompts but the first.
-    """
-
-    name: str
-    budget: int
-    share: float
-
-    def __str__(self) -> str:
-        return f"| {self.name} | {self.budget:,} | {self.share:.1%} |"
-
-
-def prefix_stability(
-    turns: Sequence[Message], *, budget: int = 2048, counter: Any = None, prompts: int = 200
-) -> list[Stability]:
-    """Compare successive prompts over the last turns of a conversation.
-
-    What recompresses everything gives the texts of all turns to the same compressor, with the
-    same budget, at every turn.
-    """
-    counter = TokenCounter.of(counter)
-    everything = get_compressor("lexical")
-    costs = Costs(counter, _IMAGE_TOKENS)
-    memory = TextMemory(budget, counter=counter)
-    before = max(0, len(turns) - prompts)
-    if before:
-        memory.observe(turns[:before])
-    made: dict[str, list[list[Message]]] = {
-        name: [] for name in ("memory", "memory with the query", "recompress everything")
-    }
-    for number in range(before, len(turns)):
-        memory.observe(turns[number])
-        made["memory"].append(memory.read())
-        made["memory with the query"].append(memory.read(turns[number]["content"]))
-        again = everything.compress(
-            [turn["content"] for turn in turns[: number + 1]], budget=budget, counter=counter
-        )
-        shorter = [{**turns[passage.index], "content": passage.text} for passage in again.passages]
-        made["recompress everything"].append(shorter)
-    return [Stability(name, budget, shared_beginning(all_, costs)) for name, all_ in made.items()]
-
-
-def shared_beginning(prompts: Sequence[Sequence[Message]], costs: Costs) -> float:
-    """Tokens of prompts that the prompt before begins with too, as `Stability` has them."""
-    same = total = 0
-    for last, new in pairwise(prompts):
-        total += costs.of(new)
-        for one, other in zip(last, new, strict=False):
-            if one != other:
-                break
-            same += costs.of([other])
-    return same / total if total else 0.0
-
-
-def turn_times(
-    memory: TextMemory, *, turns: int = 10_000, step: int = 1000, seed: int = 0
-) -> Iterator[tuple[int, float, float, float]]:
-    """Time turns of made-up words.
-
-    Yields
-    ------
-    tuple
-        Turns so far, and the median seconds of `observe`, of `read` and of `read` with a query
-        since the last.
-    """
-    drawn = random.Random(seed)  # noqa: S311
-    words = [f"word{i}" for i in range(5000)]
-    measured: list[tuple[float, float, float]] = []
-    for number in range(1, turns + 1):
-        text = " ".join(drawn.choices(words, k=25))
-        moments = [time.perf_counter()]
-        memory.observe({"role": "user", "content": f"On day {number} I saw {text}."})
-        moments.append(time.perf_counter())
-        memory.read()
-        moments.append(time.perf_counter())
-        memory.read(" ".join(drawn.choices(words, k=5)))
-        moments.append(time.perf_counter())
-        first, second, third = np.diff(moments)
-        measured.append((first, second, third))
-        if number % step == 0:
-            observed, plain, asked = (median(column) for column in zip(*measured, strict=True))
-            yield number, observed, plain, asked
-            measured = []
-
-
-def tables(
-    conversations: Sequence[Conversation],
-    *,
-    counter: Any = None,
-    encoder: Encoder | None = None,
-    turns: int = 10_000,
-) -> Iterator[str]:
-    """Measure everything; gives the parts of a Markdown text.
-
-    Times are those of a memory of 2,048 tokens whose archive is a file.
-    """
-    yield markdown(list(recall(conversations, counter=counter, encoder=encoder)))
-    yield "\n| prompts over 200 turns | tokens | begin as the one before |\n|---|--:|--:|"
-    for budget in BUDGETS:
-        each = [prefix_stability(c.turns, budget=budget, counter=counter) for c in conversations]
-        for rows in zip(*each, strict=True):
-            yield str(Stability(rows[0].name, budget, fmean(row.share for row in rows)))
-    yield "\n| turns | observe ms | read ms | read with a query ms |\n|--:|--:|--:|--:|"
-    with tempfile.TemporaryDirectory() as folder:
-        memory = TextMemory(2048, counter=counter, archive=Path(folder, "archive"))
-        try:
-            for number, *seconds in turn_times(memory, turns=turns, step=max(1, turns // 10)):
-                yield f"| {number:,} | {' | '.join(f'{s * 1000:.2f}' for s in seconds)} |"
-        finally:
-            memory.close()

@@ -55,6 +55,7 @@ def test_any_text_is_an_id_of_its_own(tmp_path: Path) -> None:
         for place, session_id in enumerate(IDS):
             with sessions.use(session_id) as memory:
                 assert set(said(memory).split()) == {f"Canary{place}", "sings."}
+        sessions.close()
     assert sessions.ids() == sorted(IDS)
     files = list(tmp_path.rglob("*.*"))
     assert len(files) == len(IDS) == len({file.name.lower() for file in files})
@@ -72,9 +73,17 @@ def test_other_ids_are_refused(tmp_path: Path, session_id: Any) -> None:
 
 
 def test_parameters_are_checked(tmp_path: Path) -> None:
-    for options in ({"max_bytes": -1}, {"max_bytes": 0.5}, {"ttl": 0}, {"ttl": float("nan")}):
+    for options in (
+        {"max_bytes": -1},
+        {"max_bytes": 0.5},
+        {"ttl": 0},
+        {"ttl": float("nan")},
+        {"max_loaded": -1},
+    ):
         with pytest.raises(InputError):
             Sessions(make, tmp_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_loaded"):
+        Sessions(make, tmp_path, max_loaded=-1)
 
 
 def test_the_limit_holds_after_every_use(tmp_path: Path) -> None:
@@ -85,6 +94,7 @@ def test_the_limit_holds_after_every_use(tmp_path: Path) -> None:
         return made[-1]
 
     one = make()
+    one.open(tmp_path / "one")
     one.observe("Number 0 is here.")
     limit = 3 * one.nbytes + one.nbytes // 2
     sessions = Sessions(counted, tmp_path, max_bytes=limit)
@@ -106,11 +116,41 @@ def test_the_limit_holds_after_every_use(tmp_path: Path) -> None:
                 pass
 
 
+def test_no_more_memories_are_loaded_than_said(tmp_path: Path) -> None:
+    made: list[TextMemory] = []
+
+    def counted() -> TextMemory:
+        made.append(make())
+        return made[-1]
+
+    sessions = Sessions(counted, tmp_path, max_loaded=2)
+    for name, loads in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):
+        with sessions.use(name) as memory:
+            memory.observe(f"{name} was here.")
+        assert len(made) == loads
+    sessions.close()
+    assert sessions.nbytes == 0
+    with sessions.use("a") as memory:
+        assert memory.turns == 3
+
+
+def test_another_process_finds_a_text_memory_locked(tmp_path: Path) -> None:
+    sessions = Sessions(make, tmp_path)
+    with sessions.use("a") as memory:
+        memory.observe("Hello.")
+    with pytest.raises(StateError, match="in use"), Sessions(make, tmp_path).use("a"):
+        pass
+    sessions.close()
+    with Sessions(make, tmp_path).use("a") as memory:
+        assert said(memory) == "Hello."
+
+
 def test_what_an_error_interrupts_keeps_what_was_observed(tmp_path: Path) -> None:
     sessions = Sessions(make, tmp_path)
     with pytest.raises(RuntimeError), sessions.use("ann") as memory:
         memory.observe("Before.")
         raise RuntimeError
+    sessions.close()
     with Sessions(make, tmp_path).use("ann") as memory:
         assert said(memory) == "Before."
 
@@ -121,12 +161,12 @@ def test_delete_touches_one_session(tmp_path: Path) -> None:
         for session_id in ("a", "aa", "aaa"):
             with sessions.use(session_id) as memory:
                 memory.observe(f"I am {session_id}.")
-        next(tmp_path.glob("mfqq.*")).with_name("mfqq.memory-journal").touch()
+        (tmp_path / "mfqq.memory-journal").touch()
         assert sessions.delete("aa")
         assert not sessions.delete("aa")
         assert "aa" not in sessions
         assert sessions.ids() == ["a", "aaa"]
-        assert len(list(tmp_path.iterdir())) == 2
+        assert not list(tmp_path.glob("mfqq.*"))
         with sessions.use("aa") as memory:
             assert said(memory) == ""
         with sessions.use("aaa") as memory:

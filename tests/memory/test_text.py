@@ -193,10 +193,12 @@ def test_an_encoder_finds_what_shares_no_word() -> None:
 
     for encoder, is_found in ((Model(), True), (Encoder(Model()), True), (None, False)):
         memory = make(300, encoder=encoder)
-        memory.observe("and did the cat, after all that we had seen and said and done, sleep?")
+        memory.observe("and did the cat, after all that we had seen and said, sleep?")
         fill(memory, 300)
         found = " ".join(m["content"] for m in memory.read("Which feline?"))
-        assert ("[1] user: and did the cat, after all that we had seen and said and done, sleep?" in found) is is_found
+        assert (
+            "[1] user: and did the cat, after all that we had seen and said, sleep?" in found
+        ) is is_found
 
 
 def test_long_turns_are_cut_for_the_query() -> None:
@@ -529,3 +531,22 @@ def test_torch_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert done.stdout.split() == [b"False"]
+
+
+def test_only_a_new_memory_opens_a_file(tmp_path: Path) -> None:
+    memory = make()
+    memory.observe("Hello.")
+    with pytest.raises(InputError, match="use a new one"):
+        memory.open(tmp_path / "file")
+    memory.save(tmp_path / "file")
+    other = make(budget=4)
+    with pytest.raises(BudgetError):
+        other.open(tmp_path / "file")
+    assert other.turns == 0
+    other = make()
+    other.open(tmp_path / "file")
+    assert other.read() == memory.read()
+    other.observe("Goodbye.")
+    other.close()
+    memory.load(tmp_path / "file")
+    assert memory.turns == 2

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,16 @@ from laconic.core import TokenCounter
 from laconic.core.errors import InputError
 from laconic.core.models.encoder import Encoder
 from laconic.integrations.cli import main
+from laconic.integrations.langchain.baselines import trimmed, vector_store_memory
 from laconic.memory.evaluation import recall as module
 from laconic.memory.evaluation.recall import (
-    METHODS,
     Conversation,
     bootstrap_interval,
     load,
     markdown,
-    prefix_stability,
+    methods,
     recall,
-    tables,
-    turn_times,
 )
-from laconic.memory.text import TextMemory
-from laconic.memory.turns import Costs
 
 COUNTER = TokenCounter("words", lambda text: len(text.split()))
 
@@ -85,65 +81,40 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_recall_tells_methods_apart(conversations: list[Conversation]) -> None:
-    options: dict[str, Any] = {"budgets": [60], "counter": COUNTER, "encoder": Encoder(Hashes())}
     one = [Conversation(conversations[0].turns, conversations[0].questions[:1])]
-    found = {r.method: r for r in recall(one, **options)}
-    assert list(found) == list(METHODS)
-    assert {name for name, r in found.items() if r.interval.value == 1} >= set(METHODS[:2])
-    assert found["BM25 over turns"].interval.value == 1
-    assert found["recency window"].interval.value == 0
+    encoder = Encoder(Hashes())
+    measured = {
+        **methods(encoder),
+        "trim_messages": trimmed,
+        "vector store": partial(vector_store_memory, encoder=encoder),
+    }
+    found = {r.method: r for r in recall(one, measured, budgets=[60], counter=COUNTER)}
+    assert list(found) == list(measured)
+    assert {name for name, r in found.items() if r.interval.value == 1} >= {
+        "memory with the query, encoder",
+        "memory with the query, words",
+        "BM25 over turns",
+    }
+    assert found["recency window"].interval.value == found["trim_messages"].interval.value == 0
     assert all(0 < r.most_tokens <= 60 for r in found.values())
     table = markdown(list(found.values())).splitlines()
     assert table[0] == "| evidence recall at tokens | 60 |"
     assert table[2].startswith("| memory with the query, encoder | 100.0%")
-    with pytest.raises(InputError, match="no method"):
-        list(recall(one, methods=["magic"], **options))
 
 
 def test_evidence_that_the_conversation_lacks_is_not_found(
     conversations: list[Conversation],
 ) -> None:
-    (found,) = recall(conversations, methods=["recency window"], budgets=[9999], counter=COUNTER)
-    assert found.interval.value == pytest.approx((1 + 0.5 + 0.5) / 3)
+    for name in ("recency window", "trim_messages"):
+        made = {"trim_messages": trimmed, **methods(Encoder(Hashes()))}
+        (found,) = recall(conversations, {name: made[name]}, budgets=[9999], counter=COUNTER)
+        assert found.interval.value == pytest.approx((1 + 0.5 + 0.5) / 3)
 
 
 def test_intervals_hold_the_mean() -> None:
     interval = bootstrap_interval([0.0, 1.0] * 100)
     assert interval.low < 0.45 < interval.value == 0.5 < 0.55 < interval.high
     assert interval == bootstrap_interval([0.0, 1.0] * 100)
-
-
-def test_stability_is_that_of_beginnings(conversations: list[Conversation]) -> None:
-    shares = prefix_stability(conversations[0].turns, budget=150, counter=COUNTER, prompts=40)
-    assert [row.name for row in shares] == [
-        "memory",
-        "memory with the query",
-        "recompress everything",
-    ]
-    assert all(0 <= row.share <= 1 for row in shares)
-    assert str(shares[0]).startswith("| memory | 150 | ")
-    a, b, c = ([{"role": "user", "content": text}] for text in "abc")
-    costs = Costs(COUNTER, 1600)
-    assert module.shared_beginning([a, a + b, a + b + c, b + c], costs) == 3 / 7
-
-
-def test_times_are_those_of_steps() -> None:
-    rows = list(turn_times(TextMemory(100, counter=COUNTER), turns=30, step=10))
-    assert [number for number, *_ in rows] == [10, 20, 30]
-    assert all(seconds > 0 for _, *columns in rows for seconds in columns)
-
-
-def test_all_is_printed_as_tables(conversations: list[Conversation]) -> None:
-    lines = "\n".join(
-        tables(conversations, counter=COUNTER, encoder=Encoder(Hashes()), turns=20)
-    ).splitlines()
-    heads = [line for line, rule in pairwise(lines) if rule.startswith("|--")]
-    assert [head.split("|")[1].strip() for head in heads] == [
-        "evidence recall at tokens",
-        "prompts over 200 turns",
-        "turns",
-    ]
-    assert all(line.startswith("|") for line in lines if line)
 
 
 def test_the_file_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
