@@ -69,8 +69,9 @@ def relevance(
 
 def best(archive: Archive, scores: Floats, room: int, limit: int) -> list[Unit]:
     """The units with the highest scores that fit, each counted as `limit` tokens at most."""
-    order = np.argsort(-scores, kind="stable")[: max(64, room // 4)]
-    wanted = [int(i) for i in order if scores[i] > 0]
+    found = np.flatnonzero(scores > 0)
+    order = found[np.argsort(-scores[found], kind="stable")]
+    wanted: list[int] = order[: max(64, room // 4)].tolist()
     costs = archive.costs(wanted)
     chosen: list[int] = []
     for number in wanted:

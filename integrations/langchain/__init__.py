@@ -1,4 +1,4 @@
-"""laconic in LangChain: a document compressor, its twin without a query, and embeddings.
+"""laconic in LangChain: for retrievers, for chains and chat histories, and for agents.
 
 The classes are imported when they are first used, so that this package can be imported without
 LangChain.
@@ -12,26 +12,51 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from .adapters import CompressToolUsesEdit, as_summarizer, compress_messages_node
     from .baselines import EmbeddingsFilterBaseline
+    from .chat_history import CompressedChatMessageHistory
+    from .chat_memory import CompressedChatMemory
+    from .context_middleware import ContextCompressionMiddleware
     from .document_compressor import LaconicDocumentCompressor
     from .document_transformer import LaconicDocumentTransformer
     from .embeddings import LaconicEmbeddings
+    from .tool_output_middleware import ToolOutputCompressionMiddleware
 
 __all__ = [
+    "CompressToolUsesEdit",
+    "CompressedChatMemory",
+    "CompressedChatMessageHistory",
+    "ContextCompressionMiddleware",
     "EmbeddingsFilterBaseline",
     "LaconicDocumentCompressor",
     "LaconicDocumentTransformer",
     "LaconicEmbeddings",
+    "ToolOutputCompressionMiddleware",
+    "as_summarizer",
+    "compress_messages_node",
 ]
 
 _HOMES = {
+    "CompressToolUsesEdit": "adapters",
+    "CompressedChatMemory": "chat_memory",
+    "CompressedChatMessageHistory": "chat_history",
+    "ContextCompressionMiddleware": "context_middleware",
     "EmbeddingsFilterBaseline": "baselines",
     "LaconicDocumentCompressor": "document_compressor",
     "LaconicDocumentTransformer": "document_transformer",
     "LaconicEmbeddings": "embeddings",
+    "ToolOutputCompressionMiddleware": "tool_output_middleware",
+    "as_summarizer": "adapters",
+    "compress_messages_node": "adapters",
 }
 
-_BROUGHT_BY_THE_EXTRA = ("langchain_core", "langchain_classic")
+_EXTRAS = {
+    "langchain": "agents",
+    "langchain_classic": "langchain",
+    "langchain_core": "langchain",
+    "langgraph": "agents",
+}
+"""The extra that brings a package."""
 
 
 def __getattr__(name: str) -> Any:
@@ -40,8 +65,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _BROUGHT_BY_THE_EXTRA:
-            raise MissingExtraError(name, "langchain") from error
+        missing = (error.name or "").partition(".")[0]
+        if missing in _EXTRAS:
+            raise MissingExtraError(name, _EXTRAS[missing]) from error
         raise
 
 
