@@ -43,6 +43,17 @@ def test_the_memory_guide_runs(
     assert (tmp_path / "tom.memory").stat().st_size > 10_000
 
 
+def test_the_guide_to_conversations_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    namespace = {"folder": tmp_path}
+    for block in blocks("docs/conversations.md"):
+        exec(block, namespace)
+    printed = capsys.readouterr().out
+    assert "[2] user: My daughter is allergic to peanuts." in printed
+    assert "My cat is called Tom." in printed
+
+
 class TestTheMethodOfTheContributingGuide(CompressorConformance):
     @pytest.fixture
     def compressor(self) -> Method:

@@ -56,17 +56,20 @@ def prefix_stability(
     counter = TokenCounter.of(counter)
     everything = get_compressor("lexical")
     costs = Costs(counter, IMAGE_TOKENS)
-    memory = TextMemory(budget, counter=counter)
+    blind, asked = (TextMemory(budget, counter=counter, recall=part) for part in (0.0, 0.6))
     before = max(0, len(turns) - prompts)
-    if before:
-        memory.observe(turns[:before])
+    for memory in (blind, asked):
+        if before:
+            memory.observe(turns[:before])
     made: dict[str, list[list[Message]]] = {
-        name: [] for name in ("memory", "memory with the query", "recompress everything")
+        name: []
+        for name in ("memory without a query", "memory with the query", "recompress everything")
     }
     for number in range(before, len(turns)):
-        memory.observe(turns[number])
-        made["memory"].append(memory.read())
-        made["memory with the query"].append(memory.read(turns[number]["content"]))
+        blind.observe(turns[number])
+        asked.observe(turns[number])
+        made["memory without a query"].append(blind.read())
+        made["memory with the query"].append(asked.read(turns[number]["content"]))
         again = everything.compress(
             [turn["content"] for turn in turns[: number + 1]], budget=budget, counter=counter
         )

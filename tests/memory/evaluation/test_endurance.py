@@ -27,12 +27,12 @@ def conversation() -> Conversation:
 def test_stability_is_that_of_beginnings(conversation: Conversation) -> None:
     shares = prefix_stability(conversation.turns, budget=150, counter=COUNTER, prompts=40)
     assert [row.name for row in shares] == [
-        "memory",
+        "memory without a query",
         "memory with the query",
         "recompress everything",
     ]
     assert all(0 <= row.share <= 1 for row in shares)
-    assert str(shares[0]).startswith("| memory | 150 | ")
+    assert str(shares[0]).startswith("| memory without a query | 150 | ")
     a, b, c = ([{"role": "user", "content": text}] for text in "abc")
     costs = Costs(COUNTER, 1600)
     assert shared_beginning([a, a + b, a + b + c, b + c], costs) == 3 / 7
