@@ -18,7 +18,8 @@ from ..core.methods import get_compressor
 from ..core.models.encoder import Encoder
 from .archive import Archive
 from .base import Memory
-from .relevance import best, embedded, relevance, terms
+from .quotation import quoted
+from .relevance import embedded, relevance, terms
 from .salience import ranked, weight
 from .shortening import cut
 from .stored import ARCHIVED, OLDER, OPEN, PINNED, RECENT, Unit, last_of_the_user, messages_of
@@ -29,8 +30,6 @@ from .turns import (
     as_messages,
     grouped,
     is_open,
-    quotation,
-    quoted_line,
     searchable,
     texts,
 )
@@ -39,12 +38,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["TextMemory"]
-
-_LONG = 0.25
-"""A turn that takes more than this part of what is free is compressed for the query."""
-
-_READABLE = 20_000
-"""Tokens up to which a turn is compressed again for a query; longer ones would take seconds."""
 
 
 class TextMemory(Memory):
@@ -216,7 +209,12 @@ class TextMemory(Memory):
         query = as_query(query)
         with self._lock:
             shown = [unit for unit in self._view if unit.place != OPEN]
-            recalled = [] if query is None else self._recalled(shown, query)
+            recalled = []
+            if query is not None:
+                known = {unit.id for unit in self._view if unit.short is None}
+                scores = relevance(self._archive, query, self.encoder, known)
+                room = self.budget - _tokens(shown)
+                recalled = quoted(query, scores, self._archive, room, self._costs, self.method)
         place = last_of_the_user(shown) if recalled else len(shown)
         return [*messages_of(shown[:place]), *recalled, *messages_of(shown[place:])]
 
@@ -244,6 +242,12 @@ class TextMemory(Memory):
                 self._archive = before
                 raise
             before.close()
+
+    def said(self, start: int = 1) -> list[list[Message]]:
+        """All that was observed, from the unit of that number on: lists of messages, one a unit."""
+        with self._lock:
+            units = self._archive.get(range(start, len(self._archive) + 1))
+        return [json.loads(units[number].messages) for number in sorted(units)]
 
     def save(self, path: str | Path) -> int:
         """Write all that was said to a file; what stood there before stays until that is whole.
@@ -370,30 +374,6 @@ class TextMemory(Memory):
         """A recent unit as an older one."""
         limit = self.turn_tokens * len(json.loads(unit.messages))
         return cut(unit._replace(place=OLDER), limit, self._costs, self.method)
-
-    # what is asked for
-
-    def _recalled(self, shown: Sequence[Unit], query: str) -> list[Message]:
-        """A message that quotes the most relevant units not shown whole; none if none fits."""
-        room = self.budget - _tokens(shown) - self._costs.of([quotation([])])
-        known = {unit.id for unit in self._view if unit.short is None}
-        scores = relevance(self._archive, query, self.encoder, known)
-        quoted = {}
-        for unit in best(self._archive, scores, room, limit := int(_LONG * room)):
-            if unit.tokens <= _READABLE:
-                unit = cut(unit, limit, self._costs, self.method, query=query)
-            line = quoted_line(unit.id, messages_of([unit]))
-            cost = self.counter.count(f"{line}\n\n")
-            if cost <= room:
-                quoted[unit.id] = line
-                room -= cost
-        # Texts joined can count more than each alone.
-        while quoted:
-            message = quotation([quoted[number] for number in sorted(quoted)])
-            if self._costs.of([message]) + _tokens(shown) <= self.budget:
-                return [message]
-            quoted.popitem()
-        return []
 
 
 def _tokens(units: Any) -> int:

@@ -17,8 +17,6 @@ __all__ = [
     "as_messages",
     "grouped",
     "is_open",
-    "quotation",
-    "quoted_line",
     "searchable",
     "texts",
 ]
@@ -29,8 +27,6 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 """Roles whose messages are never left out."""
 
 _ROLES = SYSTEM_ROLES | {"user", "assistant", "tool"}
-
-_QUOTED = "Quoted from earlier in this conversation, with the number of each turn:"
 
 _OVERHEAD = 4
 """Tokens that an API adds for a message and its role, rounded up."""
@@ -182,27 +178,6 @@ def searchable(unit: Sequence[Message]) -> str:
         called = [_json(call.get("function", "")) for call in message.get("tool_calls") or ()]
         parts += [str(message.get("name") or ""), *texts([message]), *called]
     return "\n".join(part for part in parts if part)
-
-
-def quotation(lines: Sequence[str]) -> Message:
-    """The message in which earlier turns are quoted."""
-    return {"role": "user", "content": "\n\n".join([_QUOTED, *lines])}
-
-
-def quoted_line(number: int, unit: Sequence[Message]) -> str:
-    """A unit as it is quoted: its number, and who said what."""
-    return f"[{number}] " + "\n".join(_said(message) for message in unit)
-
-
-def _said(message: Message) -> str:
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        parts = (b["text"] if b["type"] == "text" else f"[{b['type']}]" for b in content)
-        content = "\n".join(parts)
-    calls = [_json(call.get("function", {})) for call in message.get("tool_calls") or ()]
-    return f"{message.get('name') or message['role']}: " + "\n".join(
-        filter(None, [content, *calls])
-    )
 
 
 def texts(unit: Sequence[Message]) -> Iterator[str]:

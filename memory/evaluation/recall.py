@@ -26,10 +26,11 @@ from ...core.errors import InputError
 from ...core.evaluation.metrics import Interval
 from ...core.models.encoder import Encoder
 from ..archive import Archive
+from ..quotation import quoted_line
 from ..relevance import terms
 from ..stored import ARCHIVED, Unit
 from ..text import TextMemory
-from ..turns import Costs, Message, quoted_line, texts
+from ..turns import Costs, Message, texts
 
 __all__ = [
     "BUDGETS",

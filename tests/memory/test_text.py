@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from laconic.core import Compressor, TokenCounter
 from laconic.core.errors import BudgetError, InputError, StateError
 from laconic.core.models.encoder import Encoder
+from laconic.memory.quotation import quotation
 from laconic.memory.text import TextMemory
-from laconic.memory.turns import Costs, quotation
+from laconic.memory.turns import Costs
 
 COUNTER = TokenCounter("words", lambda text: len(text.split()))
 COSTS = Costs(COUNTER, 1600)
