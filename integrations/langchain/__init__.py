@@ -16,18 +16,25 @@ if TYPE_CHECKING:
     from .baselines import EmbeddingsFilterBaseline
     from .chat_history import CompressedChatMessageHistory
     from .chat_memory import CompressedChatMemory
+    from .chat_model import ChatLaconic
     from .context_middleware import ContextCompressionMiddleware
     from .document_compressor import LaconicDocumentCompressor
     from .document_transformer import LaconicDocumentTransformer
     from .embeddings import LaconicEmbeddings
+    from .memory_middleware import CompressedMemoryMiddleware
+    from .model_memory import CCMChatMemory, InfiniPotChatMemory
     from .tool_output_middleware import ToolOutputCompressionMiddleware
 
 __all__ = [
+    "CCMChatMemory",
+    "ChatLaconic",
     "CompressToolUsesEdit",
     "CompressedChatMemory",
     "CompressedChatMessageHistory",
+    "CompressedMemoryMiddleware",
     "ContextCompressionMiddleware",
     "EmbeddingsFilterBaseline",
+    "InfiniPotChatMemory",
     "LaconicDocumentCompressor",
     "LaconicDocumentTransformer",
     "LaconicEmbeddings",
@@ -37,11 +44,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CCMChatMemory": "model_memory",
+    "ChatLaconic": "chat_model",
     "CompressToolUsesEdit": "adapters",
     "CompressedChatMemory": "chat_memory",
     "CompressedChatMessageHistory": "chat_history",
+    "CompressedMemoryMiddleware": "memory_middleware",
     "ContextCompressionMiddleware": "context_middleware",
     "EmbeddingsFilterBaseline": "baselines",
+    "InfiniPotChatMemory": "model_memory",
     "LaconicDocumentCompressor": "document_compressor",
     "LaconicDocumentTransformer": "document_transformer",
     "LaconicEmbeddings": "embeddings",
