@@ -46,10 +46,18 @@ def test_the_memory_guide_runs(
 def test_the_guide_to_conversations_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    namespace = {"folder": tmp_path}
+    pytest.importorskip("langchain")
+    pytest.importorskip("llama_index.core")
+    from langchain_core.language_models import GenericFakeChatModel
+    from langchain_core.messages import AIMessage
+
+    model = GenericFakeChatModel(messages=(AIMessage("I see.") for _ in range(99)))
+    namespace = {"folder": tmp_path, "model": model}
     for block in blocks("docs/conversations.md"):
         exec(block, namespace)
     printed = capsys.readouterr().out
+    assert "82 messages in the checkpoint" in printed
+    assert "Day 7: we walked 10 miles." in printed
     assert "[2] user: My daughter is allergic to peanuts." in printed
     assert "My cat is called Tom." in printed
 
