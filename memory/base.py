@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .content import Content
+    from .generation import Answer, Draft
 
 __all__ = ["Engine", "Memory", "ModelMemory", "State"]
 
@@ -161,7 +162,9 @@ class ModelMemory(Memory, Generic[S]):
         """Tokens read since the start."""
         return self._state.seen
 
-    def observe(self, content: Content) -> None:
+    def observe(
+        self, content: Content, *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         """Read a turn.
 
         Parameters
@@ -169,6 +172,8 @@ class ModelMemory(Memory, Generic[S]):
         content
             A text, token ids, or chat messages, which are written with the tokenizer's chat
             template. Its length has no limit.
+        tools
+            JSON schemas of tools, which the chat template writes if nothing was read before.
 
         Raises
         ------
@@ -179,7 +184,7 @@ class ModelMemory(Memory, Generic[S]):
 
         with self._lock:
             state = self._state.copy()
-            ids = self._ids(content, state)
+            ids = self._ids(content, state, tools=tools)
             state.answered = NO_ANSWER
             self._engine.feed(state, ids)
             self._engine.end_turn(state)
@@ -226,33 +231,117 @@ class ModelMemory(Memory, Generic[S]):
         InputError
             The prompt is nothing that can be read, or an option is out of its range.
         """
+        with self._lock:
+            state, answer, _ = self._written(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                stream=stream,
+                chosen=(temperature, top_k, top_p, seed),
+            )
+            if commit:
+                self._engine.end_turn(state)
+                self._state = state
+            return answer.text
+
+    def draft(
+        self,
+        prompt: Content,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        stream: Callable[[str], None] | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Draft:
+        """Write what `generate` would, and remember nothing of it.
+
+        Parameters
+        ----------
+        tools
+            As `observe` takes them.
+        stop
+            Texts before the first of which the answer ends.
+
+        The other parameters are those of `generate`.
+
+        Returns
+        -------
+        Draft
+            The answer, and what it took.
+
+        Raises
+        ------
+        BudgetError, InputError
+            As `generate` does.
+        """
+        from .generation import Draft
+
+        with self._lock:
+            _, answer, read = self._written(
+                prompt,
+                tools=tools,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                stream=stream,
+                chosen=(temperature, top_k, top_p, seed),
+            )
+            ended = answer.stopped or answer.ended
+            return Draft(answer.text, read, len(answer.tokens), "stop" if ended else "length")
+
+    def token_ids(
+        self,
+        content: Content,
+        *,
+        asks: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The tokens that reading it now would take, as `observe` and, if it `asks`, `generate` do.
+
+        Raises
+        ------
+        InputError
+            As `observe` does.
+        """
+        with self._lock:
+            ids: list[int] = self._ids(content, self._state, asks, tools).tolist()
+            return ids
+
+    def _written(
+        self,
+        prompt: Content,
+        *,
+        max_new_tokens: int,
+        stream: Callable[[str], None] | None,
+        chosen: tuple[float, int | None, float | None, int],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stop: Sequence[str] = (),
+    ) -> tuple[S, Answer, int]:
+        """A state that has read the prompt and its answer, the answer, the prompt's tokens."""
         from .generation import Answer, chooser, end_tokens
 
         is_count = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
         if not is_count or max_new_tokens < 0:
             raise InputError(f"max_new_tokens is a number of tokens, got {max_new_tokens!r}")
-        choose = chooser(temperature, top_k, top_p, seed)
-        with self._lock:
-            state = self._state.copy()
-            ids = self._ids(prompt, state, asks=True)
-            if not len(ids) and state.logits is None:
-                raise InputError("there is nothing to go on from: the prompt is empty")
-            self._engine.make_room(state, len(ids), max_new_tokens)
-            self._engine.feed(state, ids)
-            answer = Answer(self.tokenizer, stream)
-            ends = end_tokens(self._engine.model, self.tokenizer)
-            while len(answer.tokens) < max_new_tokens:
-                assert state.logits is not None
-                state.answered = choose(state.logits)
-                answer.add(state.answered)
-                self._engine.feed(state, ids.new_tensor([state.answered]))
-                if state.answered in ends:
-                    break
-            answer.end()
-            if commit:
-                self._engine.end_turn(state)
-                self._state = state
-            return answer.text
+        choose = chooser(*chosen)
+        answer = Answer(self.tokenizer, stream, stop)
+        state = self._state.copy()
+        ids = self._ids(prompt, state, asks=True, tools=tools)
+        if not len(ids) and state.logits is None:
+            raise InputError("there is nothing to go on from: the prompt is empty")
+        self._engine.make_room(state, len(ids), max_new_tokens)
+        self._engine.feed(state, ids)
+        ends = end_tokens(self._engine.model, self.tokenizer)
+        while len(answer.tokens) < max_new_tokens and not (answer.ended or answer.stopped):
+            assert state.logits is not None
+            state.answered = choose(state.logits)
+            answer.add(state.answered)
+            answer.ended = state.answered in ends
+            self._engine.feed(state, ids.new_tensor([state.answered]))
+        answer.end()
+        return state, answer, len(ids)
 
     def fork(self) -> Self:
         """A memory of its own that knows what this one does; what they share costs nothing."""
@@ -266,7 +355,13 @@ class ModelMemory(Memory, Generic[S]):
         with self._lock:
             self._state = self._engine.start()
 
-    def _ids(self, content: Content, state: S, asks: bool = False) -> torch.Tensor:
+    def _ids(
+        self,
+        content: Content,
+        state: S,
+        asks: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> torch.Tensor:
         """The tokens of what is to be read."""
         import torch
 
@@ -280,5 +375,6 @@ class ModelMemory(Memory, Generic[S]):
             first=state.seen == 0,
             asks=asks,
             answered=state.answered,
+            tools=tools,
         )
         return torch.tensor(ids, dtype=torch.long, device=model.device)

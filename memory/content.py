@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -13,6 +14,8 @@ __all__ = ["NO_ANSWER", "Content", "encoded", "token_ids"]
 
 Content = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """What can be read: a text, token ids, or chat messages with ``role`` and ``content``."""
+
+_WORD = re.compile(r"\w+")
 
 NO_ANSWER = -1
 """Stands for the last token of an answer where there is none."""
@@ -29,6 +32,7 @@ def token_ids(
     first: bool = True,
     asks: bool = False,
     answered: int = NO_ANSWER,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """The tokens of what is to be read.
 
@@ -47,12 +51,14 @@ def token_ids(
     answered
         The last token of an answer that the model has just written, which the chat template has
         yet to close; `NO_ANSWER` if what was read last is whole.
+    tools
+        JSON schemas of tools, which the chat template writes where a conversation begins.
 
     Raises
     ------
     InputError
-        It is nothing of that, has ids that the model does not know, or messages that the chat
-        template refuses.
+        It is nothing of that, has ids that the model does not know, or messages or tools that
+        the chat template refuses or leaves out.
     """
     if isinstance(content, str):
         try:
@@ -61,7 +67,7 @@ def token_ids(
             raise InputError(f"the text holds half a character: {error}") from error
         ids = encoded(content, tokenizer, special=first)
     elif _is_messages(content):
-        ids = _rendered([dict(m) for m in content], tokenizer, first, asks, answered)
+        ids = _rendered([dict(m) for m in content], tokenizer, first, asks, answered, tools)
     else:
         ids = _as_ids(content)
     if any(not 0 <= token < size for token in ids):
@@ -83,7 +89,12 @@ def encoded(text: str, tokenizer: Any, special: bool = False) -> list[int]:
 
 
 def _rendered(
-    messages: list[dict[str, Any]], tokenizer: Any, first: bool, asks: bool, answered: int
+    messages: list[dict[str, Any]],
+    tokenizer: Any,
+    first: bool,
+    asks: bool,
+    answered: int,
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> list[int]:
     """Chat messages as the template writes them behind what was read before."""
     if not getattr(tokenizer, "chat_template", None):
@@ -92,12 +103,19 @@ def _rendered(
         )
 
     def render(listed: list[dict[str, Any]], asks: bool) -> str:
-        text = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=asks)
+        text = tokenizer.apply_chat_template(
+            listed,
+            tools=list(tools) if first and tools else None,
+            tokenize=False,
+            add_generation_prompt=asks,
+        )
         return str(text)
 
     if first:
         try:
-            return encoded(render(messages, asks), tokenizer)
+            text = render(messages, asks)
+            _check_written(messages, tools or (), text)
+            return encoded(text, tokenizer)
         except TemplateError as error:
             raise InputError(f"the chat template refuses these messages: {error}") from error
     # A template may open a conversation in a way of its own, and tokens depend on what stands
@@ -110,6 +128,7 @@ def _rendered(
             else:
                 before = render(opening, False)
             whole = render([*opening, *messages], asks)
+            _check_written(messages, (), whole)
         except TemplateError as error:
             refusal = error
             continue
@@ -121,6 +140,30 @@ def _rendered(
         ids = ids[len(known) :]
         return ids[1:] if ids[:1] == [answered] else ids
     raise InputError(f"the chat template refuses these messages: {refusal}") from refusal
+
+
+def _check_written(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str
+) -> None:
+    """Raise `InputError` if a chat template has left something out, as some do silently.
+
+    Templates trim and escape, and cut the reasoning of an assistant: a word must be there.
+    """
+    for message in messages:
+        content = message.get("content")
+        words = _WORD.findall(content) if isinstance(content, str) else []
+        if message.get("role") != "assistant" and words and max(words, key=len) not in text:
+            raise InputError(
+                f"the chat template leaves out messages with the role {message.get('role')!r}; "
+                f"say it in a message of the user, or take a model that was trained for them"
+            )
+    for tool in tools:
+        name = str(tool.get("function", tool).get("name", ""))
+        if name not in text:
+            raise InputError(
+                f"the chat template leaves out the tool {name!r}; take a model that was trained "
+                f"to call tools"
+            )
 
 
 def _is_messages(content: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:

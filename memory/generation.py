@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import LogitsProcessorList
@@ -16,10 +17,32 @@ from transformers.generation.logits_process import (
 
 from ..core.errors import InputError
 
-__all__ = ["Answer", "chooser", "end_tokens"]
+__all__ = ["Answer", "Draft", "chooser", "end_tokens"]
 
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 """How tokenizers with byte fallback name a byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An answer of which the memory that wrote it knows nothing.
+
+    Attributes
+    ----------
+    text
+        The answer, up to the first stop string, without special tokens.
+    prompt_tokens
+        Tokens of the prompt.
+    tokens
+        Tokens that were written.
+    finish_reason
+        ``"stop"`` if the model or a stop string ended it, ``"length"`` if it was cut.
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    finish_reason: Literal["stop", "length"]
 
 
 def chooser(
@@ -71,33 +94,57 @@ class Answer:
         Of transformers.
     stream
         Called with each piece of the text as soon as it is whole.
+    stop
+        Texts before the first of which the answer ends.
+
+    Raises
+    ------
+    InputError
+        A stop string is empty, or none.
     """
 
-    def __init__(self, tokenizer: Any, stream: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, stream: Callable[[str], None] | None, stop: Sequence[str] = ()
+    ) -> None:
+        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+            raise InputError(f"stop is a list of texts that are not empty, got {stop!r}")
         self.tokens: list[int] = []
+        self.stopped = False
+        self.ended = False
         self._tokenizer = tokenizer
         self._stream = stream
+        self._stop = tuple(stop)
         self._said = ""
 
     @property
     def text(self) -> str:
-        """What was written so far."""
-        return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+        """What was written so far, up to the first stop string."""
+        text = str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+        return text[: min((text.find(s) for s in self._stop if s in text), default=len(text))]
 
     def add(self, token: int) -> None:
         """One more token."""
         self.tokens.append(token)
+        if self._stop:
+            text = self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+            self.stopped = any(s in text for s in self._stop)
         # A character of several tokens is none before the last of them, and a run of bytes that
         # stand for themselves is decoded as a whole.
         if self._stream and not _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
             text = self.text
             if not text.endswith("\ufffd"):
-                self._say(text)
+                self._say(text if self.stopped else text[: len(text) - self._begun(text)])
 
     def end(self) -> None:
         """There are no more tokens."""
         if self._stream:
             self._say(self.text)
+
+    def _begun(self, text: str) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = max((len(s) for s in self._stop), default=1) - 1
+        sizes = range(min(longest, len(text)), 0, -1)
+        return next((n for n in sizes if any(s.startswith(text[-n:]) for s in self._stop)), 0)
 
     def _say(self, text: str) -> None:
         if self._stream and len(text) > len(self._said) and text.startswith(self._said):
