@@ -192,7 +192,7 @@ class TextMemory(Memory):
                     view = self._settled(self._with(view, unit))
             self._view = view
 
-    def read(self, query: str | None = None) -> list[Message]:
+    def read(self, query: str | None = None, *, room: int | None = None) -> list[Message]:
         """Give the messages to send to a model, in the order in which they came.
 
         Parameters
@@ -200,21 +200,30 @@ class TextMemory(Memory):
         query
             What they are wanted for. Turns that it needs and that are not there are then quoted,
             with their numbers, in one more message of the user. None for no such message.
+        room
+            Tokens that there is room for now, if these are fewer than the budget.
 
         Returns
         -------
         list of dict
             New messages, which the caller may change.
+
+        Raises
+        ------
+        BudgetError
+            What does not depend on the query takes more than the room.
         """
         query = as_query(query)
         with self._lock:
             shown = [unit for unit in self._view if unit.place != OPEN]
+            left = min(self.budget, self.budget if room is None else room) - _tokens(shown)
+            if left < 0:
+                raise BudgetError(f"{_tokens(shown)} tokens are held, and there is room for {room}")
             recalled = []
             if query is not None:
                 known = {unit.id for unit in self._view if unit.short is None}
                 scores = relevance(self._archive, query, self.encoder, known)
-                room = self.budget - _tokens(shown)
-                recalled = quoted(query, scores, self._archive, room, self._costs, self.method)
+                recalled = quoted(query, scores, self._archive, left, self._costs, self.method)
         place = last_of_the_user(shown) if recalled else len(shown)
         return [*messages_of(shown[:place]), *recalled, *messages_of(shown[place:])]
 

@@ -93,7 +93,8 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure how often the answer survives (retention), tokens per second (speed), what a "
-        "bounded KV cache costs (memory), or what memories recall (latent, recall), or that many at once stay whole (soak)."
+        "bounded KV cache costs (memory), what memories recall (latent, recall), or whether many "
+        "at once stay whole (soak)."
     )
     parser.add_argument(
         "what",

@@ -1,4 +1,4 @@
-"""laconic for LlamaIndex: a node postprocessor and an embedding model that share one encoder.
+"""laconic in LlamaIndex: for retrieved nodes, for agents and chat engines, and as a local LLM.
 
 LlamaIndex is imported when a class is first used.
 """
@@ -14,20 +14,34 @@ if TYPE_CHECKING:
     from .baselines import SentenceEmbeddingOptimizerBaseline
     from .embeddings import LaconicEmbedding
     from .events import CompressionEndEvent, CompressionStartEvent
+    from .llm import LaconicLLM
+    from .memory import CompressedMemory
+    from .memory_block import CompressedMemoryBlock
+    from .model_memory import CCMMemory, InfiniPotMemory
     from .node_postprocessor import LaconicNodePostprocessor
 
 __all__ = [
+    "CCMMemory",
+    "CompressedMemory",
+    "CompressedMemoryBlock",
     "CompressionEndEvent",
     "CompressionStartEvent",
+    "InfiniPotMemory",
     "LaconicEmbedding",
+    "LaconicLLM",
     "LaconicNodePostprocessor",
     "SentenceEmbeddingOptimizerBaseline",
 ]
 
 _MODULES = {
+    "CCMMemory": "model_memory",
+    "CompressedMemory": "memory",
+    "CompressedMemoryBlock": "memory_block",
     "CompressionEndEvent": "events",
     "CompressionStartEvent": "events",
+    "InfiniPotMemory": "model_memory",
     "LaconicEmbedding": "embeddings",
+    "LaconicLLM": "llm",
     "LaconicNodePostprocessor": "node_postprocessor",
     "SentenceEmbeddingOptimizerBaseline": "baselines",
 }

@@ -551,3 +551,27 @@ def test_only_a_new_memory_opens_a_file(tmp_path: Path) -> None:
     other.close()
     memory.load(tmp_path / "file")
     assert memory.turns == 2
+
+
+def test_less_room_leaves_less_for_the_query() -> None:
+    memory = make(400)
+    fill(memory, 200)
+    held, asked = memory.read(), memory.read("Person3 Person4 Person5 Person6 Person7")
+    for room in range(memory.n_tokens, 401, 20):
+        shown = memory.read("Person3 Person4 Person5 Person6 Person7", room=room)
+        assert COSTS.of(shown) <= room
+        assert without_quotation(shown) == held
+    assert memory.read("Person3 Person4 Person5 Person6 Person7", room=999) == asked
+    assert COSTS.of(asked) > memory.n_tokens + 20
+    with pytest.raises(BudgetError, match="room"):
+        memory.read(room=memory.n_tokens - 1)
+
+
+def test_all_that_was_said_can_be_had() -> None:
+    memory = make(100)
+    fill(memory, 50)
+    memory.observe([call("a"), result("a")])
+    assert len(memory.said()) == 51
+    assert memory.said(51) == [[call("a"), result("a")]]
+    assert memory.said(1)[0][0]["content"].startswith("On day 0 ")
+    assert memory.said(52) == []
