@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,20 @@ class Memory(ABC):
             The file is damaged, or of another model, tokenizer or memory. The state stays as it
             was.
         """
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes, for where there are no files, as in a checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "memory"
+            self.save(path)
+            return path.read_bytes()
+
+    def load_bytes(self, content: bytes) -> None:
+        """Take the state from what `to_bytes` gave; raises what `load` does."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "memory"
+            path.write_bytes(content)
+            self.load(path)
 
 
 class State(Protocol):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain.agents.middleware import (
@@ -106,7 +104,7 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
             memory = chat.get(key)
         else:
             memory = self._llm.new_memory()
-            _load(memory, stored)
+            memory.load_bytes(stored)
             chat.put(memory, key)
         return memory, key, new
 
@@ -129,7 +127,7 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
         system = [request.system_message] if request.system_message and not memory.seen else []
         told = [*system, *new, *messages[len(request.messages) : end]]
         memory = self._told(request, key, to_openai(told))
-        stored = _saved(memory)
+        stored = memory.to_bytes()
         self._llm.chat.put(memory, _key(stored))
         begin = 0
         if self._forget:
@@ -173,17 +171,3 @@ def _digest(request: ModelRequest[Any], messages: Sequence[BaseMessage]) -> str:
 
 def _key(stored: bytes) -> str:
     return sha256(stored).hexdigest()
-
-
-def _saved(memory: ModelMemory[Any]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory"
-        memory.save(path)
-        return path.read_bytes()
-
-
-def _load(memory: ModelMemory[Any], stored: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory"
-        path.write_bytes(stored)
-        memory.load(path)

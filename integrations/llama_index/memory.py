@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import tempfile
 import threading
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -25,6 +23,7 @@ from pydantic import (
 )
 
 from ...core.errors import BudgetError, InputError, StateError
+from ...memory.base import Memory
 from ...memory.text import TextMemory
 from ...memory.turns import Message
 from ._memory_settings import MemorySettings
@@ -281,15 +280,12 @@ def _key(message: Message) -> str:
     return json.dumps(message, sort_keys=True)
 
 
-def to_base64(memory: Any) -> str:
-    """The file that a memory writes, as a text."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory"
-        memory.save(path)
-        return base64.b64encode(zlib.compress(path.read_bytes())).decode()
+def to_base64(memory: Memory) -> str:
+    """What a memory would write to a file, as a text."""
+    return base64.b64encode(zlib.compress(memory.to_bytes())).decode()
 
 
-def from_base64(state: str, memory: Any) -> None:
+def from_base64(state: str, memory: Memory) -> None:
     """Let a memory load what another one wrote.
 
     Raises
@@ -301,7 +297,4 @@ def from_base64(state: str, memory: Any) -> None:
         content = zlib.decompress(base64.b64decode(state, validate=True))
     except (TypeError, binascii.Error, zlib.error) as error:
         raise StateError(f"the state of the memory is damaged: {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory"
-        path.write_bytes(content)
-        memory.load(path)
+    memory.load_bytes(content)

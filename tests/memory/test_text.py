@@ -575,3 +575,13 @@ def test_all_that_was_said_can_be_had() -> None:
     assert memory.said(51) == [[call("a"), result("a")]]
     assert memory.said(1)[0][0]["content"].startswith("On day 0 ")
     assert memory.said(52) == []
+
+
+def test_bytes_stand_for_a_file() -> None:
+    memory, other = make(), make()
+    fill(memory, 30)
+    other.load_bytes(memory.to_bytes())
+    assert other.read("Person3") == memory.read("Person3")
+    with pytest.raises(StateError):
+        other.load_bytes(memory.to_bytes()[:-100])
+    assert other.turns == 30
