@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import StateError
-from .stored import COLUMNS, FORMAT, OPEN, Unit, read_about, verified
+from .stored import COLUMNS, FORMAT, OPEN, Unit, flush, read_about, verified
 
 __all__ = ["Archive"]
 
@@ -88,9 +88,13 @@ class Archive:
         self.path = path
         self.belongs_to = dict(belongs_to)
         self._saved: _Saved | None = None
-        self.db = sqlite3.connect(
-            path or "", isolation_level=None, check_same_thread=False, timeout=1
-        )
+        self._process = os.getpid()
+        try:
+            self.db = sqlite3.connect(
+                path or "", isolation_level=None, check_same_thread=False, timeout=1
+            )
+        except sqlite3.Error as error:
+            raise StateError(f"{path} cannot be opened: {error}") from error
         self._close = weakref.finalize(self, self.db.close)
         try:
             self._prepare()
@@ -131,14 +135,29 @@ class Archive:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is done within, or nothing of it."""
-        self.db.execute("BEGIN IMMEDIATE")
+        """All that is done within, or nothing of it.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or does something else that it should not.
+        StateError
+            The archive was closed, or belongs to the process that this one was forked from.
+        """
+        if os.getpid() != self._process:
+            raise StateError("a memory does not survive a fork; make it where it is used")
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+        except sqlite3.ProgrammingError as error:
+            raise StateError("the memory was closed; make a new one") from error
         try:
             yield
             self.db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise OSError(f"{self.path or 'a private archive'}: {error}") from error
             raise
 
     # about: how many units there are, the number of the last change, and a token of this content.
@@ -307,7 +326,7 @@ class Archive:
             for end in ("-journal", "-wal"):  # left by a crash, and of the file that goes
                 path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
             Path(temporary).replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -374,13 +393,3 @@ class Archive:
             yield
         finally:
             self.db.execute("DETACH DATABASE other")
-
-
-def _flush(folder: Path) -> None:
-    """Let the new name survive a power failure; Windows has no such thing."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

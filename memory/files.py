@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from ..core.errors import StateError
+from .stored import flush
 
 __all__ = ["Content", "digest", "model_fingerprint", "read", "tokenizer_fingerprint", "write"]
 
@@ -66,7 +67,7 @@ def write(path: str | Path, content: Content) -> int:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -137,16 +138,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def digest(value: Any) -> str:
     """A sha256 of what JSON makes of it."""
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    """Let the new name survive a power failure; Windows has no such thing."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _checksum(header: str, held: Mapping[str, torch.Tensor]) -> str:

@@ -13,7 +13,7 @@ from .shortening import cut
 from .stored import messages_of
 from .turns import Costs, Message
 
-__all__ = ["quotation", "quoted", "quoted_line"]
+__all__ = ["as_text", "quotation", "quoted", "quoted_line"]
 
 _QUOTED = "Quoted from earlier in this conversation, with the number of each turn:"
 
@@ -67,18 +67,16 @@ def quotation(lines: Sequence[str]) -> Message:
 
 def quoted_line(number: int, unit: Sequence[Message]) -> str:
     """A unit as it is quoted: its number, and who said what."""
-    return f"[{number}] " + "\n".join(_said(message) for message in unit)
+    lines = (f"{m.get('name') or m['role']}: {as_text(m)}" for m in unit)
+    return f"[{number}] " + "\n".join(lines)
 
 
-def _said(message: Message) -> str:
+def as_text(message: Message) -> str:
+    """All that a message says in words, with the names of blocks that are none."""
     content = message.get("content") or ""
     if not isinstance(content, str):
         parts = (b["text"] if b["type"] == "text" else f"[{b['type']}]" for b in content)
         content = "\n".join(parts)
-    calls = [
-        json.dumps(call.get("function", {}), ensure_ascii=False)
-        for call in message.get("tool_calls") or ()
-    ]
-    return f"{message.get('name') or message['role']}: " + "\n".join(
-        filter(None, [content, *calls])
-    )
+    calls = message.get("tool_calls") or ()
+    called = [json.dumps(call.get("function", {}), ensure_ascii=False) for call in calls]
+    return "\n".join(filter(None, [content, *called]))

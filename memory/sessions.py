@@ -29,6 +29,7 @@ class _Slot(Generic[M]):
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.user: int | None = None
         self.memory: M | None = None
         self.nbytes = 0
         self.users = 0
@@ -111,12 +112,13 @@ class Sessions(Generic[M]):
     def use(self, session_id: str) -> Iterator[M]:
         """Use the memory of a session, which begins if there is none of that id.
 
-        Keep no reference to it beyond the block.
+        Keep no reference to it beyond the block, and do not await within it: where another
+        thread uses the session, this one stands still until that has ended.
 
         Raises
         ------
         InputError
-            The id is no text of 1 to 128 bytes.
+            The id is no text of 1 to 128 bytes, or this thread uses the session already.
         StateError
             The session's file is damaged or of another memory. `delete` makes room for a new one.
         """
@@ -195,8 +197,17 @@ class Sessions(Generic[M]):
             slot = self._slots.setdefault(session_id, _Slot())
             slot.users += 1
         try:
+            if slot.user == threading.get_ident():
+                raise InputError(
+                    f"this thread uses the session {session_id!r} already; leave that use first, "
+                    f"and in coroutines let each use run in a thread: asyncio.to_thread"
+                )
             with slot.lock:
-                yield slot
+                slot.user = threading.get_ident()
+                try:
+                    yield slot
+                finally:
+                    slot.user = None
         finally:
             with self._lock:
                 slot.users -= 1

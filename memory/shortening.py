@@ -12,11 +12,22 @@ from ..core.errors import BudgetError
 from ..core.messages import compress_messages
 from ..core.methods.lexical import Lexical
 from .stored import Unit
-from .turns import Costs, Message, texts
+from .turns import Costs, Message, texts, waiting
 
-__all__ = ["cut"]
+__all__ = ["check_fits", "cut"]
 
 logger = logging.getLogger(__name__)
+
+
+def check_fits(begun: Sequence[Message], room: int, costs: Costs) -> None:
+    """Raise `BudgetError` if tool calls leave no room for their results."""
+    least = [{"role": "tool", "tool_call_id": call, "content": "."} for call in waiting(begun)]
+    tokens = costs.of([*begun, *least])
+    if tokens > room:
+        raise BudgetError(
+            f"tool calls and their results take {tokens} tokens at least, and there is room for "
+            f"{room}; raise the budget, or shorten the calls' arguments"
+        )
 
 
 def cut(

@@ -21,7 +21,7 @@ from .base import Memory
 from .quotation import quoted
 from .relevance import embedded, relevance, terms
 from .salience import ranked, weight
-from .shortening import cut
+from .shortening import check_fits, cut
 from .stored import ARCHIVED, OLDER, OPEN, PINNED, RECENT, Unit, last_of_the_user, messages_of
 from .turns import (
     SYSTEM_ROLES,
@@ -216,14 +216,15 @@ class TextMemory(Memory):
         query = as_query(query)
         with self._lock:
             shown = [unit for unit in self._view if unit.place != OPEN]
-            left = min(self.budget, self.budget if room is None else room) - _tokens(shown)
-            if left < 0:
-                raise BudgetError(f"{_tokens(shown)} tokens are held, and there is room for {room}")
+            held, room = _tokens(shown), self.budget if room is None else min(room, self.budget)
+            if held > room:
+                raise BudgetError(f"{held} tokens are held, and there is room for {room}")
             recalled = []
             if query is not None:
                 known = {unit.id for unit in self._view if unit.short is None}
                 scores = relevance(self._archive, query, self.encoder, known)
-                recalled = quoted(query, scores, self._archive, left, self._costs, self.method)
+                room -= held
+                recalled = quoted(query, scores, self._archive, room, self._costs, self.method)
         place = last_of_the_user(shown) if recalled else len(shown)
         return [*messages_of(shown[:place]), *recalled, *messages_of(shown[place:])]
 
@@ -316,6 +317,8 @@ class TextMemory(Memory):
         number = view.pop().id if view and view[-1].place == OPEN else len(self._archive) + 1
         content = json.dumps(messages)
         if is_open(messages):
+            free = self.budget - _tokens(u for u in view if u.place == PINNED)
+            check_fits(messages, free, self._costs)
             unit = Unit(number, OPEN, 0, 0.0, content, "{}", 0, None, 0, None)
         else:
             text, cost = searchable(messages), self._costs.of(messages)
@@ -361,16 +364,20 @@ class TextMemory(Memory):
         if last.short_tokens > room:
             last = cut(last, room, self._costs, self.method, must=True)
         new = {last.id: last}
-        own = int(self.recent * room) - last.short_tokens
+        own, left = int(self.recent * room) - last.short_tokens, room - last.short_tokens
         asked = others[last_of_the_user(others)] if others else last
         older = []
         for unit in reversed(others):
+            is_recent = unit.place == RECENT and unit.short_tokens <= own
+            if unit is asked and unit.short_tokens > left:
+                unit = self._aged(unit, left)
             # What tools are called for must not be forgotten over their results.
-            own -= 0 if unit is asked else unit.short_tokens
-            is_asked = unit is asked and unit.short_tokens + _tokens(new.values()) <= room
-            if is_asked or (unit.place == RECENT and own >= 0):
+            if unit.short_tokens <= left and (is_recent or unit.id == asked.id):
                 new[unit.id] = unit
+                left -= unit.short_tokens
+                own -= unit.short_tokens if is_recent else 0
             else:
+                own = -1  # recent turns are those behind the first that is not
                 older.append(unit if unit.place == OLDER else self._aged(unit))
         left = int(self.low_water * room) - _tokens(new.values())
         for unit in ranked(older, self._archive):
@@ -379,9 +386,10 @@ class TextMemory(Memory):
             new[unit.id] = unit if stays else unit._replace(place=ARCHIVED)
         return new
 
-    def _aged(self, unit: Unit) -> Unit:
+    def _aged(self, unit: Unit, room: int | None = None) -> Unit:
         """A recent unit as an older one."""
         limit = self.turn_tokens * len(json.loads(unit.messages))
+        limit = limit if room is None else min(limit, room)
         return cut(unit._replace(place=OLDER), limit, self._costs, self.method)
 
 

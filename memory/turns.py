@@ -19,6 +19,7 @@ __all__ = [
     "is_open",
     "searchable",
     "texts",
+    "waiting",
 ]
 
 Message = dict[str, Any]
@@ -141,18 +142,18 @@ def grouped(messages: Sequence[Message], begun: Sequence[Message] = ()) -> list[
     """
     units = [list(begun)] if begun else []
     for message in messages:
-        waiting = _waiting(units[-1]) if units else []
+        expected = waiting(units[-1]) if units else []
         if message["role"] == "tool":
             name = message.get("tool_call_id")
-            if name not in waiting:
+            if name not in expected:
                 raise InputError(
                     f"the tool result {name!r} answers no open call; observe the assistant's "
                     f"message with the call first, and each result once"
                 )
             units[-1].append(message)
-        elif waiting:
+        elif expected:
             raise InputError(
-                f"the tool call {waiting[0]!r} has no result yet; observe it before another "
+                f"the tool call {expected[0]!r} has no result yet; observe it before another "
                 f"{message['role']} message"
             )
         else:
@@ -162,10 +163,11 @@ def grouped(messages: Sequence[Message], begun: Sequence[Message] = ()) -> list[
 
 def is_open(unit: Sequence[Message]) -> bool:
     """Whether results of its tool calls are to come."""
-    return bool(_waiting(unit))
+    return bool(waiting(unit))
 
 
-def _waiting(unit: Sequence[Message]) -> list[str]:
+def waiting(unit: Sequence[Message]) -> list[str]:
+    """The ids of tool calls that have no result."""
     answered = {message.get("tool_call_id") for message in unit[1:]}
     calls = unit[0].get("tool_calls") or ()
     return [call["id"] for call in calls if call["id"] not in answered]

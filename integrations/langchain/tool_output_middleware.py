@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -58,11 +58,12 @@ class Shortener:
         """What a message says with fewer tokens, and what was done; no facts if that failed."""
         before, content = self.tokens(message), message.content
         try:
+            blocks: Any = [content] if isinstance(content, str) else content
+            texts = iter(self._shorter(_texts(message), query))
+            written = [_with_text(block, texts) for block in blocks]
+            left: Any = [block for block in written if block]
             if isinstance(content, str):
-                left: Any = self._text(content, query)
-            else:
-                blocks = (self._block(block, query) for block in content)
-                left = [block for block in blocks if block]
+                left = "".join(left)
         except LaconicError as error:
             logger.warning("the output of %s is used as it is: %s", message.name, error)
             return content, {}
@@ -73,26 +74,21 @@ class Shortener:
         counts = {"tokens_before": before, "tokens_after": after, "counter": self.counter.name}
         return (left, counts) if after < before else (content, {})
 
-    def _block(self, block: str | dict[str, Any], query: str | None) -> Any:
-        if isinstance(block, str):
-            return self._text(block, query)
-        if block.get("type") != "text" or not isinstance(block.get("text"), str):
-            return block
-        text = self._text(block["text"], query)
-        return {**block, "text": text} if text else None
-
-    def _text(self, text: str, query: str | None) -> str:
-        if not text.strip():
-            return text
-        if _is_json(text):
-            return self._json(text, query)
-        return self._compressor.compress(
-            [Passage(text)],
+    def _shorter(self, texts: Sequence[str], query: str | None) -> list[str]:
+        """What is left of texts: each JSON within the budget, and all others together."""
+        left = [self._json(text, query) if _is_json(text) else text for text in texts]
+        places = [i for i, text in enumerate(texts) if text.strip() and not _is_json(text)]
+        compression = self._compressor.compress(
+            [Passage(texts[place]) for place in places],
             query=query,
             budget=self.settings.budget,
             keep=self.settings.keep,
             counter=self.counter,
-        ).text
+        )
+        kept = {passage.index: passage.text for passage in compression.passages}
+        for index, place in enumerate(places):
+            left[place] = kept.get(index, "")
+        return left
 
     def _json(self, text: str, query: str | None) -> str:
         """JSON with shorter strings; with the shortest there can be where structure is most."""
@@ -218,8 +214,23 @@ def _texts(message: ToolMessage) -> list[str]:
     content = message.content
     if isinstance(content, str):
         return [content]
-    texts = [block if isinstance(block, str) else block.get("text") for block in content]
-    return [text for text in texts if isinstance(text, str)]
+    return [b if isinstance(b, str) else b["text"] for b in content if _is_text(b)]
+
+
+def _is_text(block: Any) -> bool:
+    if isinstance(block, str):
+        return True
+    return block.get("type") == "text" and isinstance(block.get("text"), str)
+
+
+def _with_text(block: Any, texts: Iterator[str]) -> Any:
+    """A block with the next of the texts, if it has one."""
+    if not _is_text(block):
+        return block
+    text = next(texts)
+    if isinstance(block, str):
+        return text
+    return {**block, "text": text} if text else None
 
 
 def _is_json(text: str) -> bool:

@@ -7,7 +7,6 @@ block, and one that stands in ``additional_kwargs`` as well has how it reads the
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from ...memory.turns import Message
 
-__all__ = ["as_text", "from_openai", "last_question", "to_openai", "was_said", "whole"]
+__all__ = ["from_openai", "last_question", "to_openai", "was_said", "whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -226,15 +225,3 @@ def last_question(messages: Sequence[ChatMessage]) -> str | None:
     """The text of the last message of the user; None where there is none."""
     asked = (m for m in reversed(messages) if m.role == MessageRole.USER)
     return next((message.content or None for message in asked), None)
-
-
-def as_text(message: Mapping[str, Any]) -> str:
-    """A message as a line of a text: who said what."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "\n".join(b["text"] if b["type"] == "text" else f"[{b['type']}]" for b in content)
-    calls = [
-        json.dumps(call.get("function", {}), ensure_ascii=False)
-        for call in message.get("tool_calls") or ()
-    ]
-    return f"{message['role']}: " + "\n".join(filter(None, [content, *calls]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,11 +18,11 @@ from pydantic import (
 )
 
 from ...core import Budget, get_compressor
-from ...memory.quotation import quotation
+from ...memory.quotation import as_text
 from ...memory.text import TextMemory
 from ._memory_settings import MemorySettings
-from ._messages import as_text, last_question, to_openai
-from .memory import from_base64, tell, to_base64
+from ._messages import last_question, to_openai
+from .memory import from_base64, to_base64
 
 __all__ = ["CompressedMemoryBlock"]
 
@@ -121,22 +120,18 @@ class CompressedMemoryBlock(MemorySettings, BaseMemoryBlock[str]):
         return {session: to_base64(memory) for session, memory in self._memories.items()}
 
     def _tell(self, messages: Sequence[ChatMessage]) -> None:
-        by_session = defaultdict(list)
         for message in messages:
             kwargs = dict(message.additional_kwargs)
             session = str(kwargs.pop(_SESSION, None) or "")
-            own = message.model_copy(update={"additional_kwargs": kwargs})
-            by_session[session].append(to_openai(own))
-        for session, written in by_session.items():
-            tell(self._of(session), written)
+            said = to_openai(message.model_copy(update={"additional_kwargs": kwargs}))
+            # A block gives one text, so that nothing is too large and no call waits for a result.
+            role = "assistant" if said["role"] == "assistant" else "user"
+            line = f"{said['role']}: {as_text(said)}"
+            self._of(session).observe({"role": role, "content": line})
 
     def _text(self, session: str, query: str | None) -> str:
         """All that a session's memory gives, as one text within the budget."""
-        header = quotation([])["content"]
-        lines = [
-            m["content"] if str(m["content"]).startswith(header) else as_text(m)
-            for m in self._of(session).read(query if self.recall else None)
-        ]
+        lines = [m["content"] for m in self._of(session).read(query if self.recall else None)]
         while lines and self._like.counter.count("\n".join(lines)) > self.budget:
             del lines[0]
         return "\n".join(lines)

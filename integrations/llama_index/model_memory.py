@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory.types import BaseMemory
@@ -26,6 +27,18 @@ from .llm import STATE, LaconicLLM, spoken
 from .memory import from_base64, to_base64
 
 __all__ = ["CCMMemory", "InfiniPotMemory"]
+
+
+_ATTACHED: WeakValueDictionary[str, LaconicLLM] = WeakValueDictionary()
+"""The LLMs of memories in this process. LlamaIndex writes a context's memory to a dict and back
+at every run, and a dict holds no model."""
+
+
+def _named(llm: LaconicLLM) -> str:
+    """A name of an LLM that no other has, in any process."""
+    name = next((name for name, one in _ATTACHED.items() if one is llm), uuid.uuid4().hex)
+    _ATTACHED[name] = llm
+    return name
 
 
 class _StateMemory(BaseMemory):
@@ -48,12 +61,14 @@ class _StateMemory(BaseMemory):
         *,
         state: str | None = None,
         unread: Sequence[Mapping[str, Any]] = (),
+        attached: str | None = None,
         **fields: Any,
     ) -> None:
         fields.pop("class_name", None)
         super().__init__(**fields)
         self._state = state
         self._unread = [from_openai(message) for message in unread]
+        llm = _ATTACHED.get(attached or "") if llm is None else llm
         if llm is not None:
             self.attach(llm)
 
@@ -199,7 +214,8 @@ class _StateMemory(BaseMemory):
     def _parts(self) -> dict[str, Any]:
         with self._lock:
             unread = [to_openai(message) for message in self._unread]
-            return {"state": self._written(), "unread": unread}
+            attached = None if self._llm is None else _named(self._llm)
+            return {"state": self._written(), "unread": unread, "attached": attached}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self._parts()), ()
@@ -215,15 +231,15 @@ class InfiniPotMemory(_StateMemory):
     understands, and behind it the messages that no answer has followed. An answer that is put
     is read with all that came before it. What was read is in the state and nowhere else.
 
-    ``to_dict`` holds the state, but not the model: ``from_dict(data, llm=llm)`` goes on, and so
-    does what a ``Context`` restores once `attach` was called. Until then it takes messages, but
-    gives none.
+    ``to_dict`` holds the state, but not the model. In the same process the model is found again,
+    so a ``Context`` goes on from run to run; in another one ``from_dict(data, llm=llm)`` does, or
+    `attach` and passing the memory to ``run``. Until then it takes messages, but gives none.
 
     Parameters
     ----------
     llm
         The LLM, with a policy of a `KVMemory` as its memory; None to attach it later.
-    state, unread
+    state, unread, attached
         What ``to_dict`` of another memory has under these names.
 
     Raises
@@ -257,15 +273,15 @@ class CCMMemory(_StateMemory):
     understands, and behind it the messages that no answer has followed. An answer that is put
     is read with all that came before it. What was read is in the state and nowhere else.
 
-    ``to_dict`` holds the state, but not the model: ``from_dict(data, llm=llm)`` goes on, and so
-    does what a ``Context`` restores once `attach` was called. Until then it takes messages, but
-    gives none.
+    ``to_dict`` holds the state, but not the model. In the same process the model is found again,
+    so a ``Context`` goes on from run to run; in another one ``from_dict(data, llm=llm)`` does, or
+    `attach` and passing the memory to ``run``. Until then it takes messages, but gives none.
 
     Parameters
     ----------
     llm
         The LLM, with ``"ccm"`` as its memory; None to attach it later.
-    state, unread
+    state, unread, attached
         What ``to_dict`` of another memory has under these names.
 
     Raises

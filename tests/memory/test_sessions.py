@@ -268,6 +268,22 @@ def test_uses_of_one_session_wait_and_of_others_do_not(tmp_path: Path) -> None:
     assert events == ["b", "left", "entered"]
 
 
+def test_a_thread_that_would_wait_for_itself_is_told(tmp_path: Path) -> None:
+    sessions = Sessions(make, tmp_path)
+    with sessions.use("a") as memory:
+        memory.observe("Hello.")
+        with pytest.raises(InputError, match="uses the session 'a' already"), sessions.use("a"):
+            pass
+        with pytest.raises(InputError, match="already"):
+            sessions.delete("a")
+        with pytest.raises(InputError, match="already"):
+            sessions.close()
+        with sessions.use("b"):
+            pass
+    with sessions.use("a") as memory:
+        assert said(memory) == "Hello."
+
+
 _KILLED = """
 import sys
 from laconic.core import TokenCounter

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sqlite3
 import subprocess
@@ -585,3 +586,87 @@ def test_bytes_stand_for_a_file() -> None:
     with pytest.raises(StateError):
         other.load_bytes(memory.to_bytes()[:-100])
     assert other.turns == 30
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.integers(1, 150)), max_size=15),
+    st.integers(20, 200),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_no_shares_of_the_budget_exceed_it(
+    said: list[tuple[str, int]], budget: int, recent: float, low_water: float, recall: float
+) -> None:
+    memory = make(budget, recent=recent, low_water=low_water, recall=recall, turn_tokens=9)
+    for role, length in said:
+        text = " ".join(f"Here are words {i}." for i in range(length))
+        memory.observe({"role": role, "content": text})
+        assert memory.n_tokens == COSTS.of(memory.read()) <= budget
+
+
+def test_a_long_question_makes_way_for_its_answer() -> None:
+    memory = make(200)
+    memory.observe(" ".join(f"Paragraph {i} says that the river is long." for i in range(60)))
+    assert 190 <= memory.n_tokens <= 200
+    memory.observe({"role": "assistant", "content": "I have read all of it and keep it in mind."})
+    assert memory.n_tokens <= 80
+    assert [message["role"] for message in memory.read()] == ["user", "assistant"]
+
+
+def test_calls_that_leave_no_room_for_results_are_refused() -> None:
+    memory = make(60)
+    memory.observe("Hello.")
+    long = call("c")
+    long["tool_calls"][0]["function"]["arguments"] = "word " * 300
+    with pytest.raises(BudgetError, match="results"):
+        memory.observe(long)
+    memory.observe([call("c"), result("c", "It is done. " * 100)])
+    assert memory.turns == 2
+
+
+def test_misuse_of_an_archive_has_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="cannot be opened"):
+        make(archive=tmp_path / "no" / "such" / "file")
+    memory = make()
+    memory.close()
+    with pytest.raises(StateError, match="was closed"):
+        memory.observe("Hello.")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_cannot_use_the_memory_of_its_parent() -> None:
+    memory = make()
+    memory.observe("Hello.")
+    child = os.fork()
+    if not child:
+        try:
+            memory.observe("I am the child.")
+        except StateError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    memory.observe("I am the parent.")
+    assert memory.turns == 2
+
+
+def test_a_full_disk_loses_no_turn_that_was_observed(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    code = f"""
+import resource, signal
+from laconic.core import TokenCounter
+from laconic.memory.text import TextMemory
+memory = TextMemory(100, counter=TokenCounter("words", lambda t: len(t.split())),
+    archive={str(tmp_path / "file")!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    while True:
+        memory.observe("word " * 500)
+except OSError:
+    print(memory.turns)
+"""
+    assert resource
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    memory = make(archive=tmp_path / "file")
+    assert memory.turns == int(done.stdout) > 0

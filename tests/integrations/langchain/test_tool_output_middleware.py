@@ -18,7 +18,9 @@ from pydantic import Field, ValidationError
 from laconic.core import TokenCounter
 from laconic.core.methods.lexical import Lexical
 from laconic.errors import InputError
+from laconic.integrations._settings import CompressionSettings
 from laconic.integrations.langchain import ToolOutputCompressionMiddleware
+from laconic.integrations.langchain.tool_output_middleware import Shortener
 
 COUNTER = TokenCounter.of(None)
 QUESTION = "When does the train to Bern leave?"
@@ -252,3 +254,11 @@ def test_a_default_of_all_settings_works_without_a_model_download() -> None:
 def test_wrong_settings_are_refused_at_once(fields, error) -> None:
     with pytest.raises(error):
         ToolOutputCompressionMiddleware(**fields)
+
+
+def test_blocks_share_one_budget() -> None:
+    blocks = [{"type": "text", "text": f"Fox {i} is red. " * 50} for i in range(30)]
+    settings = CompressionSettings(method="lexical", target_tokens=200)
+    content, facts = Shortener(settings, ()).shortened(ToolMessage(blocks, tool_call_id="1"), "fox")
+    assert 0 < facts["tokens_after"] <= 200
+    assert all(block["text"] for block in content)

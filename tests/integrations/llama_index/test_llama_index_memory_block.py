@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.base.llms.types import ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import MessageStatus
@@ -169,3 +169,17 @@ def test_wrong_fields_are_refused() -> None:
         CompressedMemoryBlock(budget=0)
     with pytest.raises(StateError, match="damaged"):
         CompressedMemoryBlock(states={"one": "x"})
+
+
+def test_what_a_text_cannot_hold_is_named() -> None:
+    block = CompressedMemoryBlock()
+    image = ImageBlock(image=b"\x89PNG\r\n\x1a\n", image_mimetype="image/png")
+    photo = ChatMessage(role="user", blocks=[TextBlock(text="A photo of Rome."), image])
+
+    async def run() -> str:
+        await block.aput([photo, ChatMessage(role="assistant", content="How nice.")])
+        return str(await block.aget())
+
+    said = asyncio.run(run())
+    assert "user: A photo of Rome.\n[image" in said
+    assert "assistant: How nice." in said

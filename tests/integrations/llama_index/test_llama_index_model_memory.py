@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from llama_index.core.agent.workflow import ReActAgent
@@ -24,7 +25,12 @@ from llama_index.core.workflow import Context, JsonSerializer
 from pydantic import ValidationError
 
 from laconic.errors import InputError, StateError
-from laconic.integrations.llama_index import CCMMemory, InfiniPotMemory, LaconicLLM
+from laconic.integrations.llama_index import (
+    CCMMemory,
+    InfiniPotMemory,
+    LaconicLLM,
+    model_memory,
+)
 from laconic.integrations.llama_index.llm import STATE
 
 Kind = type[InfiniPotMemory] | type[CCMMemory]
@@ -222,7 +228,26 @@ def test_a_react_agent(kind: Kind, make: Make) -> None:
     assert llm.chat(memory.get()).message == llm.chat(expected.get()).message
 
 
-def test_a_context_keeps_the_state_until_a_model_is_attached(kind: Kind, make: Make) -> None:
+def test_a_react_agent_goes_on_in_its_context(kind: Kind, make: Make) -> None:
+    llm = make(max_tokens=4)
+    memory, alone = kind(llm), kind(llm)
+    agent = ReActAgent(tools=[], llm=llm)
+
+    async def run() -> list[str]:
+        ctx = Context(agent)
+        first = await agent.run("Where to?", memory=memory, ctx=ctx)
+        return [str(first), str(await agent.run("And then?", ctx=ctx))]
+
+    async def run_without() -> list[str]:
+        asked = ("Where to?", "And then?")
+        return [str(await agent.run(question, memory=alone)) for question in asked]
+
+    assert asyncio.run(run()) == asyncio.run(run_without())
+
+
+def test_a_context_keeps_the_state_until_a_model_is_attached(
+    kind: Kind, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     llm = make()
     memory = kind(llm)
     for text in TEXTS[:3]:
@@ -238,6 +263,8 @@ def test_a_context_keeps_the_state_until_a_model_is_attached(kind: Kind, make: M
         restored = Context.from_dict(agent, stored, serializer=JsonSerializer())
         return await restored.store.get("memory")
 
+    # As in another process, which knows no LLM of this one.
+    monkeypatch.setattr(model_memory, "_ATTACHED", WeakValueDictionary())
     restored = asyncio.run(run())
     assert type(restored) is kind
     with pytest.raises(StateError, match="attach"):
