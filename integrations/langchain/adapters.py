@@ -17,7 +17,8 @@ from ...core.compressor import Compressor
 from ...core.errors import InputError
 from ...memory.text import TextMemory
 from .._settings import CompressionSettings
-from ._messages import Conversations, last_question
+from ._bounded import Conversations
+from ._messages import last_question
 from .tool_output_middleware import Shortener
 
 __all__ = ["CompressToolUsesEdit", "as_summarizer", "compress_messages_node"]

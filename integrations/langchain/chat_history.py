@@ -12,7 +12,8 @@ from langchain_core.messages import BaseMessage
 from ...core.compressor import Compressor
 from ...core.errors import InputError
 from ...memory.text import TextMemory
-from ._messages import BoundedMessages, from_openai, to_openai
+from ._bounded import BoundedMessages
+from ._messages import from_openai, to_openai
 
 __all__ = ["ArchivedChatMessageHistory", "CompressedChatMessageHistory"]
 

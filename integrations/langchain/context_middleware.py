@@ -16,7 +16,8 @@ from langgraph.runtime import Runtime
 
 from ...core.compressor import Compressor
 from ...memory.text import TextMemory
-from ._messages import Conversations, count_tokens, last_question
+from ._bounded import Conversations, count_tokens
+from ._messages import last_question
 
 __all__ = ["ContextCompressionMiddleware"]
 

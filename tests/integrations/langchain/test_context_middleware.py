@@ -32,7 +32,7 @@ from laconic.integrations.langchain import (
     ContextCompressionMiddleware,
     ToolOutputCompressionMiddleware,
 )
-from laconic.integrations.langchain._messages import BoundedMessages, Conversations
+from laconic.integrations.langchain._bounded import BoundedMessages, Conversations
 from laconic.memory.text import TextMemory
 
 COUNTER = TokenCounter.of(None)
@@ -440,7 +440,6 @@ def test_empty_messages_and_the_same_id_twice_do_no_harm() -> None:
 
 BROKEN = {
     "no open call": [*chat(20), ToolMessage("Noon.", tool_call_id="x"), HumanMessage("When?")],
-    "no result yet": [*chat(20), calls("x"), HumanMessage("When?")],
     "FunctionMessage": [*chat(20), FunctionMessage("Noon.", name="f"), HumanMessage("When?")],
     "JSON": [*chat(20), HumanMessage([{"type": "text", "text": "?"}, {"type": "x", "x": b"x"}])],
     "cannot be compressed": [
@@ -639,3 +638,18 @@ def test_however_a_conversation_changes_its_view_is_whole_and_bounded(changes) -
 def test_wrong_settings_are_refused_at_once(fields, error) -> None:
     with pytest.raises(error):
         ContextCompressionMiddleware(**fields)
+
+
+def test_a_call_that_a_cancelled_run_left_open_does_not_end_the_budget(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = answering()
+    agent = create_agent(
+        model, middleware=[ContextCompressionMiddleware(500)], checkpointer=InMemorySaver()
+    )
+    agent.update_state(thread("a"), {"messages": [HumanMessage("Hi."), calls("Rome", "Oslo")]})
+    for day in range(40):
+        agent.invoke(human(f"On day {day} we walked far and wide in the wet rain."), thread("a"))
+        assert tokens(model.sent[-1]) <= 500
+    assert_paired(model.sent[-1])
+    assert "Rome" in caplog.text
