@@ -143,7 +143,7 @@ class _Packer:
         for unit in ranking.tolist():
             first.setdefault(self.texts[unit], unit)
         is_repeat = np.array(
-            [len(text) >= _REPEAT and first[text] != i for i, text in enumerate(self.texts)], bool
+            [len(t) >= _REPEAT and first.get(t, i) != i for i, t in enumerate(self.texts)], bool
         )
         return ranking[np.argsort(is_repeat[ranking], kind="stable")]
 

@@ -159,9 +159,46 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     align.add_argument("--batch-size", type=int, default=8, help="default 8")
     align.add_argument("--max-tokens", type=int, default=512, help="of a pair, default 512")
     align.add_argument("--device", help="default: the best there is")
+    _add_train_pruner(
+        recipes.add_parser("pruner", help="teach an encoder which sentences answer a question")
+    )
     _add_train_ccm(
         recipes.add_parser("ccm", help="train an adapter that compresses a model's conversations")
     )
+
+
+def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Teach an encoder, by low-rank updates and two heads, which sentences answer a question. "
+        "Half of all documents are never trained on; measure on those. A stopped run goes on "
+        "when it is started again."
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
+    parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--steps", type=int, default=600, help="default 600")
+    parser.add_argument("--questions", type=int, default=4, help="for each step, default 4")
+    parser.add_argument("--passages", type=int, default=4, help="of a question, default 4")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")
+    parser.add_argument("--rank", type=int, default=16, help="of the updates, default 16")
+    parser.add_argument("--max-tokens", type=int, default=192, help="of a pass, default 192")
+    parser.add_argument(
+        "--held-out", type=float, default=0.5, help="part never trained on, default 0.5"
+    )
+    parser.add_argument(
+        "--weighed-questions",
+        type=int,
+        default=40,
+        help="of each file, that only teach how to weigh, default 40",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--device", help="default: the best there is")
 
 
 def _add_train_ccm(parser: argparse.ArgumentParser) -> None:

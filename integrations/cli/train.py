@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> None:
     """Follow a recipe, and save what came of it."""
-    {"align": _align, "ccm": _ccm}[options.recipe](options)
+    {"align": _align, "ccm": _ccm, "pruner": _pruner}[options.recipe](options)
     print(f"saved in {options.out}")
 
 
@@ -38,6 +38,25 @@ def _align(options: argparse.Namespace) -> None:
         f"{after.value:.3f} after {result.trained} pairs, gain {gain.value:.3f} "
         f"[{gain.low:.3f}, {gain.high:.3f}]"
     )
+
+
+def _pruner(options: argparse.Namespace) -> None:
+    """Train a pruner, and print what it was trained on."""
+    from ...core.training.pruner import Recipe, train
+
+    recipe = Recipe(
+        steps=options.steps,
+        questions=options.questions,
+        passages=options.passages,
+        learning_rate=options.learning_rate,
+        rank=options.rank,
+        max_tokens=options.max_tokens,
+        held_out=options.held_out,
+        weighed_questions=options.weighed_questions,
+        seed=options.seed,
+    )
+    where = {"encoder": options.model, "device": options.device}
+    print(train(options.data, options.out, recipe, progress=True, **where))
 
 
 def _ccm(options: argparse.Namespace) -> None:

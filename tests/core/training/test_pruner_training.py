@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sentence_transformers")
+
+from laconic.core import Passage
+from laconic.core.evaluation.datasets import Example
+from laconic.core.methods.pruner import Pruner
+from laconic.core.models.pruner_model import FILE, Network
+from laconic.core.training import pruner
+from laconic.core.training.pruner import Recipe, label, part, read, train
+from laconic.core.types import Span
+from laconic.errors import InputError, StateError
+
+Models = Callable[[str], Path]
+
+NAMES = "license work notice copyright patent source object form entity legal right grant".split()
+RECIPE = Recipe(steps=8, questions=2, rank=4, held_out=0.2, weighed=0.2, save_every=3, seed=1)
+
+
+def row(i: int) -> dict[str, Any]:
+    """A question that the sentence with its number answers, in one of four documents."""
+    name = NAMES[i % len(NAMES)]
+    documents = [
+        {
+            "title": f"{NAMES[(i + k) % len(NAMES)]} {i + 100 * k}",
+            "text": f"The tests run offline. The {NAMES[(i + k) % len(NAMES)]} is the "
+            f"{'answer' if k == 0 else 'other'}{i}. Install the extra.",
+        }
+        for k in range(4)
+    ]
+    return {"question": f"Where is the {name}?", "answers": [f"answer{i}"], "documents": documents}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row(i)) for i in range(40)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(models: Models, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pruner") / "trained"
+    train([data], out, RECIPE, encoder=str(models("bert")), device="cpu")
+    return out
+
+
+def test_a_sentence_that_holds_the_answer_is_wanted() -> None:
+    passages = (Passage("It rains. Tom is a cat."), Passage("Rex is a dog. It barks."))
+    labelled = label(Example("Who is the cat?", ("Tom",), passages))
+    assert labelled is not None
+    assert [flags.tolist() for flags in labelled.wanted] == [[False, True], [False, False]]
+    assert labelled.gold == [0]
+
+
+def test_a_sentence_that_is_marked_as_evidence_is_wanted() -> None:
+    passages = (Passage("It rains. Tom is a cat."), Passage("Rex is a dog. It barks."))
+    evidence = ((0, Span(0, 9)), (1, Span(14, 23)))
+    labelled = label(Example("?", ("Tom",), passages, evidence))
+    assert labelled is not None
+    assert [flags.tolist() for flags in labelled.wanted] == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize("texts", [["Tom is here.", "Tom is there."], ["Nobody.", "No one."]])
+def test_what_cannot_be_told_is_not_learnt(texts: list[str]) -> None:
+    assert label(Example("Who?", ("Tom",), tuple(map(Passage, texts)))) is None
+
+
+def test_parts_are_by_document_and_do_not_depend_on_the_seed() -> None:
+    parts = [part(f"document {i}", Recipe()) for i in range(2000)]
+    assert parts == [part(f"document {i}", Recipe(seed=5, steps=1)) for i in range(2000)]
+    assert 0.46 < parts.count("held out") / 2000 < 0.54
+    assert 0.04 < parts.count("weighed") / 2000 < 0.10
+
+
+def test_documents_that_are_held_out_are_not_read(data: Path) -> None:
+    (found,) = read([data], RECIPE)
+    assert sum(map(len, found.values())) == 40
+    for labelled in found["learnt"]:
+        generator = np.random.default_rng(0)
+        for passage in pruner._passages(labelled, RECIPE, generator):
+            assert part(labelled.document(passage), RECIPE) != "held out"
+
+
+def test_the_same_seed_gives_the_same_adapter(
+    models: Models, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    train([data], tmp_path / "again", RECIPE, encoder=str(models("bert")), device="cpu")
+    assert (tmp_path / "again" / FILE).read_bytes() == (trained / FILE).read_bytes()
+
+
+def test_a_stopped_run_comes_to_the_same_adapter(
+    models: Models, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "stopped"
+    options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu"}
+    assert len(train([data], out, RECIPE, stop_after=4, **options).losses) == 4
+    assert not (out / FILE).exists()
+    run = train([data], out, RECIPE, **options)
+    assert len(run.losses) == RECIPE.steps
+    assert (out / FILE).read_bytes() == (trained / FILE).read_bytes()
+    assert [file.name for file in out.iterdir()] == [FILE]
+
+
+def test_what_was_learnt_is_what_is_used(models: Models, trained: Path) -> None:
+    network = Network.load(trained, str(models("bert")), device="cpu")
+    assert network.window == RECIPE.max_tokens
+    assert max(float(tensor.abs().max()) for tensor in network.tensors.values()) > 0
+    method = Pruner(trained, encoder=str(models("bert")), device="cpu")
+    text = row(3)["documents"][0]["text"]
+    assert method.compress(text, query="Where is the copyright?", budget=0.6).tokens_after > 0
+
+
+def test_the_loss_falls(models: Models, data: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=40, learning_rate=5e-3)
+    run = train([data], tmp_path / "p", recipe, encoder=str(models("bert")), device="cpu")
+    assert np.mean(run.losses[-5:]) < np.mean(run.losses[:5]) - 0.3
+    assert "40 steps, loss" in str(run)
+
+
+def test_another_run_is_not_gone_on_with(models: Models, data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu", "stop_after": 1}
+    train([data], tmp_path, RECIPE, **options)
+    with pytest.raises(StateError, match="another encoder, recipe or data"):
+        train([data], tmp_path, replace(RECIPE, seed=2), **options)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(StateError, match="is damaged"):
+        train([data], tmp_path, RECIPE, **options)
+
+
+def test_a_pruner_is_not_written_over(data: Path, trained: Path) -> None:
+    with pytest.raises(InputError, match="holds a pruner already"):
+        train([data], trained, RECIPE)
+
+
+def test_rows_without_answers_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "a?", "answers": [], "documents": ["b", "c"]}', encoding="utf-8")
+    with pytest.raises(InputError, match="no question to learn from"):
+        train([file], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "steps is at least 1"),
+        ({"passages": 1}, "passages is at least 2"),
+        ({"max_tokens": 5}, "max_tokens at least 128"),
+        ({"learning_rate": 0.0}, "learning_rate is above 0"),
+        ({"held_out": 0.95}, "leave some to learn from"),
+        ({"held_out": -0.1}, "leave some to learn from"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Recipe(**change)
