@@ -255,17 +255,21 @@ def test_a_context_keeps_the_state_until_a_model_is_attached(
     memory.put(user("And then?"))
     expected = llm.chat(memory.get()).message
 
-    async def run() -> Any:
-        agent = ReActAgent(tools=[], llm=MockLLM())
+    agent = ReActAgent(tools=[], llm=MockLLM())
+
+    async def stored() -> Any:
         ctx = Context(agent)
         await ctx.store.set("memory", memory)
-        stored = json.loads(json.dumps(ctx.to_dict(serializer=JsonSerializer())))
-        restored = Context.from_dict(agent, stored, serializer=JsonSerializer())
-        return await restored.store.get("memory")
+        return json.loads(json.dumps(ctx.to_dict(serializer=JsonSerializer())))
 
+    async def restored_from(data: Any) -> Any:
+        ctx = Context.from_dict(agent, data, serializer=JsonSerializer())
+        return await ctx.store.get("memory")
+
+    data = asyncio.run(stored())
     # As in another process, which knows no LLM of this one.
     monkeypatch.setattr(model_memory, "_ATTACHED", WeakValueDictionary())
-    restored = asyncio.run(run())
+    restored = asyncio.run(restored_from(data))
     assert type(restored) is kind
     with pytest.raises(StateError, match="attach"):
         restored.get()
