@@ -170,7 +170,7 @@ class Chat:
         """
         read, prompt = exchanges(plain(messages))
         if not prompt:
-            raise InputError("there is nothing to answer: the last message is the assistant's")
+            raise InputError("nothing to answer: give a message behind the last of the assistant")
         known, memory, key = self._read(read, behind, tools)
         ids = memory.token_ids(prompt, asks=True, tools=tools)
         if begin:

@@ -120,7 +120,8 @@ class Sessions(Generic[M]):
         InputError
             The id is no text of 1 to 128 bytes, or this thread uses the session already.
         StateError
-            The session's file is damaged or of another memory. `delete` makes room for a new one.
+            The session's file is damaged, of another memory, or used by another process. `delete`
+            makes room for a new one, and loses what the file holds.
         """
         path = self._path(session_id)
         with self._held(session_id) as slot:

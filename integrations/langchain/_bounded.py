@@ -11,30 +11,17 @@ from hashlib import blake2b
 
 from langchain_core.messages import BaseMessage
 
-from ...core.budget import TokenCounter
 from ...core.errors import BudgetError, InputError, LaconicError
 from ...memory.text import TextMemory
-from ...memory.turns import Costs, Message, grouped
+from ...memory.turns import Message, grouped
 from ._messages import from_openai, restored, to_openai
 
-__all__ = ["BoundedMessages", "Conversations", "count_tokens"]
+__all__ = ["BoundedMessages", "Conversations"]
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_TOKENS = 1600
 _PLACE = "place"
 _NO_RESULT = {"role": "tool", "content": "No result was given."}
-
-
-def count_tokens(messages: Sequence[BaseMessage], counter: TokenCounter) -> int:
-    """Tokens of messages as `BoundedMessages` counts them.
-
-    Raises
-    ------
-    InputError
-        As `to_openai` does.
-    """
-    return Costs(counter, _IMAGE_TOKENS).of(to_openai(messages))
 
 
 class BoundedMessages:
@@ -119,8 +106,7 @@ class BoundedMessages:
         if same < self._read:
             self._forget()
             same = 0
-        costs = Costs(self._like.counter, _IMAGE_TOKENS)
-        self._costs[same:] = [costs.of([message]) for message in written[same:]]
+        self._costs[same:] = [self._like.count([message]) for message in written[same:]]
         self._marks[same:] = marks[same:]
         return written
 

@@ -16,8 +16,8 @@ from langgraph.runtime import Runtime
 
 from ...core.compressor import Compressor
 from ...memory.text import TextMemory
-from ._bounded import Conversations, count_tokens
-from ._messages import last_question
+from ._bounded import Conversations
+from ._messages import last_question, to_openai
 
 __all__ = ["ContextCompressionMiddleware"]
 
@@ -80,7 +80,7 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         super().__init__()
         self.persist = persist
         like = TextMemory(budget, counter=counter, method=method, encoder=encoder, recall=recall)
-        self._counter = like.counter
+        self._like = like
         self._sent = Conversations(like, max_threads)
 
     def wrap_model_call(
@@ -126,7 +126,7 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         system = [request.system_message] if request.system_message else []
         tools = [t if isinstance(t, dict) else convert_to_openai_tool(t) for t in request.tools]
         written = json.dumps(tools, default=str) if tools else ""
-        return count_tokens(system, self._counter) + self._counter.count(written)
+        return self._like.count(to_openai(system)) + self._like.counter.count(written)
 
 
 def _thread(runtime: Runtime[Any] | None) -> str | None:

@@ -139,7 +139,6 @@ class LaconicLLM(CustomLLM):
         )
         self.model_name = self.model_name or str(self._model.config.name_or_path)
         self._make = self._maker(tokenizer, adapter)
-        self._make()
         self._chat = Chat(self._make, max_bytes=self.max_bytes)
 
     def _maker(self, tokenizer: Any, adapter: Any) -> Callable[[], ModelMemory[Any]]:
@@ -147,7 +146,8 @@ class LaconicLLM(CustomLLM):
         if self.memory != "ccm":
             from ...memory.kv import KVMemory
 
-            return lambda: KVMemory(self._model, tokenizer, self.memory, self.budget, **options)
+            # A fork costs nothing, where a new one would try out the model's positions again.
+            return KVMemory(self._model, tokenizer, self.memory, self.budget, **options).fork
         from ...memory.latent.ccm import CCM
         from ...memory.latent.memory import CCMMemory
 
@@ -155,7 +155,7 @@ class LaconicLLM(CustomLLM):
             raise InputError("the memory 'ccm' needs an adapter: its folder, or a CCM")
         is_loaded = isinstance(adapter, CCM)
         ccm = adapter if is_loaded else CCM.from_pretrained(self._model, adapter, tokenizer)
-        return lambda: CCMMemory(ccm, tokenizer, **options)
+        return CCMMemory(ccm, tokenizer, **options).fork
 
     @classmethod
     def class_name(cls) -> str:
@@ -254,6 +254,7 @@ class LaconicLLM(CustomLLM):
         if unknown:
             raise InputError(f"unknown options {sorted(unknown)}, expected of {list(_OPTIONS)}")
         given = {name: getattr(self, name) for name in _OPTIONS} | kwargs
+        given["stop"] = given["stop"] or ()
         named = [m.additional_kwargs[STATE] for m in messages if STATE in m.additional_kwargs]
         said = [spoken(m) for m in messages if STATE not in m.additional_kwargs]
         behind = str(named[-1]) if named else None
