@@ -142,6 +142,7 @@ def test_options_of_a_call(make: Make) -> None:
     stopped = llm.chat(said, stop=[whole[4:6]]).message.content
     assert stopped == whole[: whole.index(whole[4:6])]
     assert make(stop=[whole[4:6]]).chat(said).message.content == stopped
+    assert make().chat(said, stop=None).message.content == whole
     with pytest.raises(InputError, match=r"unknown options \['max_length'\]"):
         llm.chat(said, max_length=3)
     with pytest.raises(InputError, match="temperature"):
