@@ -136,13 +136,13 @@ def test_options_of_a_call(make: Make) -> None:
     llm = make(max_tokens=20)
     said = [user("Where does the tram go?")]
     whole = llm.chat(said).message.content
+    assert llm.chat(said, stop=None).message.content == whole
     assert llm.chat(said, max_tokens=3).additional_kwargs["completion_tokens"] == 3
     hot = {llm.chat(said, temperature=2.0, seed=seed).message.content for seed in range(4)}
     assert len(hot) > 1
     stopped = llm.chat(said, stop=[whole[4:6]]).message.content
     assert stopped == whole[: whole.index(whole[4:6])]
     assert make(stop=[whole[4:6]]).chat(said).message.content == stopped
-    assert make().chat(said, stop=None).message.content == whole
     with pytest.raises(InputError, match=r"unknown options \['max_length'\]"):
         llm.chat(said, max_length=3)
     with pytest.raises(InputError, match="temperature"):
