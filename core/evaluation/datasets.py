@@ -7,6 +7,8 @@ The shape of a row is recognised by its keys:
   ``{"question", "answers", "context"}`` is the same with one document.
 - ``context, qas``: one text with its questions. Long texts are asked about one by one; short
   ones are a pool from which each question is given the ten that BM25 finds, its own among them.
+- ``question, candidates, answers``: the sentences of a section, and the numbers of those that
+  answer, as SelQA has them (Jurczyk et al., ICTAI 2016); likewise a pool of sections.
 - ``meeting_transcripts, specific_query_list``: a transcript, queries, and the turns that answer.
 """
 
@@ -20,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from ..errors import InputError, MissingExtraError
 from ..types import JOINER, Passage, Span
@@ -86,6 +90,8 @@ def load(path: str | Path) -> list[Example]:
             return list(_from_articles(rows) if is_long else _from_paragraphs(rows))
         if "meeting_transcripts" in first:
             return [example for row in rows for example in _from_meeting(row)]
+        if "candidates" in first:
+            return list(_from_sections(rows))
         if "question" in first:
             return [_from_documents(row) for row in rows]
     except (KeyError, TypeError, AttributeError) as error:
@@ -145,21 +151,42 @@ def _from_articles(rows: Sequence[Row]) -> Iterator[Example]:
 
 
 def _from_paragraphs(rows: Sequence[Row]) -> Iterator[Example]:
+    pool = [Passage(row["context"], metadata=_title(row)) for row in rows]
+    asked = [(i, qa) for i, row in enumerate(rows) for qa in row["qas"] if qa["answers"]]
+    retrieved = _retrieved(pool, [(own, qa["question"]) for own, qa in asked])
+    for (_, qa), found in zip(asked, retrieved, strict=True):
+        passages = tuple(pool[i] for i in found)
+        yield Example(qa["question"], tuple(qa["answers"]), passages)
+
+
+def _from_sections(rows: Sequence[Row]) -> Iterator[Example]:
+    texts = [" ".join(row["candidates"]) for row in rows]
+    titles = [f"{row['article']}: {row['section']}" for row in rows]
+    pool = list(dict.fromkeys(zip(texts, titles, strict=True)))
+    place = {section: i for i, section in enumerate(pool)}
+    passages = [Passage(text, metadata={"title": title}) for text, title in pool]
+    owns = [place[section] for section in zip(texts, titles, strict=True)]
+    asked = [(own, row["question"]) for own, row in zip(owns, rows, strict=True)]
+    for row, own, found in zip(rows, owns, _retrieved(passages, asked), strict=True):
+        starts = np.cumsum([0, *(len(sentence) + 1 for sentence in row["candidates"])]).tolist()
+        spans = [Span(starts[i], starts[i + 1] - 1) for i in row["answers"]]
+        evidence = tuple((found.index(own), span) for span in spans)
+        if evidence:
+            yield Example(row["question"], (), tuple(passages[i] for i in found), evidence)
+
+
+def _retrieved(pool: Sequence[Passage], asked: Sequence[tuple[int, str]]) -> Iterator[list[int]]:
+    """What BM25 finds for each question, the question's own passage among it."""
     try:
         import bm25s
     except ImportError as error:
         raise MissingExtraError("retrieving paragraphs", "bench") from error
-    pool = [Passage(row["context"], metadata=_title(row)) for row in rows]
-    asked = [(i, qa) for i, row in enumerate(rows) for qa in row["qas"] if qa["answers"]]
     index = bm25s.BM25()
     index.index(bm25s.tokenize([p.text for p in pool], show_progress=False), show_progress=False)
-    queries = bm25s.tokenize([qa["question"] for _, qa in asked], show_progress=False)
+    queries = bm25s.tokenize([question for _, question in asked], show_progress=False)
     found, _ = index.retrieve(queries, k=min(_POOLED, len(pool)), show_progress=False)
-    for (own, qa), retrieved in zip(asked, found.tolist(), strict=True):
-        if own not in retrieved:
-            retrieved[-1] = own
-        passages = tuple(pool[i] for i in retrieved)
-        yield Example(qa["question"], tuple(qa["answers"]), passages)
+    for (own, _), retrieved in zip(asked, found.tolist(), strict=True):
+        yield retrieved if own in retrieved else [*retrieved[:-1], own]
 
 
 def _title(row: Row) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 __all__ = ["Remembered"]
 
 Result = TypeVar("Result")
+Text = TypeVar("Text", str, bytes)
 
 
 class Remembered(Generic[Result]):
@@ -31,7 +32,7 @@ class Remembered(Generic[Result]):
         return len(self._results)
 
     def get(
-        self, texts: Sequence[str], compute: Callable[[list[str]], Iterable[Result]]
+        self, texts: Sequence[Text], compute: Callable[[list[Text]], Iterable[Result]]
     ) -> list[Result]:
         """Return a result for each text; `compute` is given the distinct ones not known."""
         keys = [_key(text) for text in texts]
@@ -46,5 +47,6 @@ class Remembered(Generic[Result]):
         return found
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _key(text: str | bytes) -> bytes:
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return hashlib.blake2b(data, digest_size=16).digest()

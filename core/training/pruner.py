@@ -1,10 +1,10 @@
-"""Teaching an encoder which sentences answer a question: the recipe behind `Pruner`.
+"""Teach an encoder which sentences of which passages answer a question.
 
-The labels cost nothing: a sentence is wanted if it is marked as evidence, or if it holds an
-answer in the one passage that does. Other sentences, and passages that a retriever took for
-good, are what is to be dropped. Some documents are never trained on, so that figures can be
-measured on them; some others teach only how to weigh what the pruner says against what
-`Extractive` says.
+What is learnt is what `laconic.core.methods.Pruner` uses: low-rank updates and heads of an
+encoder, and the weights of what it says beside similarity and shared words. In each passage the
+sentences that hold the answer, or that are marked as evidence, are wanted; the other passages
+of the same question, which a retriever took for relevant, are what they are told from, those
+the more often that similarity alone would take for the answer.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import guards, units
-from ..errors import InputError, MissingExtraError, StateError
-from ..evaluation.datasets import Example, load
-from ..evaluation.metrics import contains_answer
-from ..method import Flags, Floats, Request
-from ..methods.pruner import Pruner, PrunerModel
-from ..models.alignment import first_units, tokenize
-from ..models.pruner_model import FILE, Network, best_mix, windows
-from ..types import Span
+from ..errors import InputError, MissingExtraError
+from ..method import Flags, Floats
+from ..methods.pruner import features, readings
+from ..models.alignment import first_units
+from ..models.pruner import Judged, Piece, PrunerModel, pieces
+from ..models.pruner_network import FEATURES, FILE, Network, States, best_mix
+from . import checkpoint
+from .questions import Labelled, Split, read
 
-__all__ = ["Labelled", "Part", "Recipe", "Run", "label", "part", "read", "train"]
+__all__ = ["Recipe", "Run", "Split", "train"]
 
 _CHECKPOINT = "checkpoint.pt"
 
-Part = Literal["learnt", "weighed", "held out"]
-"""What a question is for."""
+_PRIOR = np.array([1.3, 0.7, 3.3, 3.3, 1.0, 0.4, 0.5, 0.5, -6.0])
+"""The mix to begin with: similarity is weighed as `Extractive` does, on the scale of logits."""
+
+_RARE = 3.0
+"""Weight of a token that is wanted, of which there are few, beside one that is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +47,22 @@ class Recipe:
     steps
         Updates.
     questions
-        Questions for each update, drawn from each file as often as from any other.
-    passages
-        Passages of a question that are read: those with evidence, and others by chance.
+        Questions for each update; a file is drawn from by the cube root of how many it has.
+    windows
+        Windows of a question that are read together with it: some of those with evidence, and
+        others, those more often that look alike.
     learning_rate, warmup
         The highest; the part of the steps in which it rises to that. Then it falls to 0.
-    rank
-        Of the low-rank updates.
+    joint, rank
+        Upper layers in which question and passage are read together; the rank of their updates.
     max_tokens
-        Of a question with its passage: a longer passage is read in part.
-    held_out, weighed
-        The parts of all documents that are never trained on, and that teach how to weigh.
+        Of a window.
     weighed_questions
         Questions of each file, at the most, that teach how to weigh.
+    remembered
+        Windows of which the lower layers' states are kept in memory, 0.3 MB each.
     seed
-        Of the start and of the draws; what is held out does not depend on it.
+        Of the start, the draws and the dropout; what is held out does not depend on it.
     save_every
         Steps after which training can go on if it is stopped.
 
@@ -69,69 +72,34 @@ class Recipe:
         A value is out of range.
     """
 
-    steps: int = 600
+    steps: int = 1600
     questions: int = 4
-    passages: int = 4
+    windows: int = 6
     learning_rate: float = 1e-3
     warmup: float = 0.06
-    rank: int = 16
+    joint: int = 3
+    rank: int = 32
     max_tokens: int = 192
-    held_out: float = 0.5
-    weighed: float = 0.07
     weighed_questions: int = 40
+    remembered: int = 20_000
     seed: int = 0
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "questions", "rank", "weighed_questions", "save_every"):
+        names = "steps", "questions", "joint", "rank", "weighed_questions", "save_every"
+        for name in names:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.passages < 2 or self.max_tokens < 128:
-            raise InputError("passages is at least 2 and max_tokens at least 128")
+        if self.windows < 2 or self.max_tokens < 64:
+            raise InputError("windows is at least 2 and max_tokens at least 64")
         if not (self.learning_rate > 0 and 0 <= self.warmup < 1):
             raise InputError("learning_rate is above 0, warmup from 0 to below 1")
-        if min(self.held_out, self.weighed) < 0 or self.held_out + self.weighed >= 1:
-            raise InputError("held_out and weighed are parts, and leave some to learn from")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
         warm = max(1, round(self.warmup * self.steps))
         falling = (self.steps - step) / max(1, self.steps - warm)
         return self.learning_rate * min(1.0, (step + 1) / warm, falling)
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A question with its passages, cut into sentences of which some are wanted.
-
-    Attributes
-    ----------
-    example
-        Where it comes from.
-    titles, units
-        Of each passage; a title is ``""`` for none.
-    wanted
-        For each passage which of its units are; shape ``(units,)``, bool.
-    """
-
-    example: Example
-    titles: tuple[str, ...]
-    units: tuple[tuple[Span, ...], ...]
-    wanted: tuple[Flags, ...]
-
-    @property
-    def question(self) -> str:
-        """What is asked."""
-        return self.example.question
-
-    @property
-    def gold(self) -> list[int]:
-        """The passages with a wanted sentence."""
-        return [i for i, flags in enumerate(self.wanted) if flags.any()]
-
-    def document(self, passage: int) -> str:
-        """What a passage's document is told by: its title, or else how it begins."""
-        return self.titles[passage] or self.example.passages[passage].text[:200]
 
 
 @dataclass
@@ -145,8 +113,7 @@ class Run:
     counts
         How many questions each part holds.
     mix
-        The weights of `Extractive`'s score, of a sentence's logit and of its passage's, and
-        what is added.
+        The weights of `laconic.core.methods.pruner.features`, and what is added.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -163,66 +130,13 @@ class Run:
         )
 
 
-def label(example: Example) -> Labelled | None:
-    """Say which sentences of an example are wanted; None where that cannot be told.
-
-    It cannot if nothing is marked as evidence and several passages hold an answer, or none.
-    """
-    texts = [passage.text for passage in example.passages]
-    cut = tuple(tuple(units.sentences(text, guards.atoms(text))) for text in texts)
-    wanted = tuple(np.zeros(len(spans), bool) for spans in cut)
-    if example.supporting:
-        for place, (start, end) in example.supporting:
-            for i, unit in enumerate(cut[place]):
-                wanted[place][i] |= unit.start < end and start < unit.end
-    else:
-        holders = [i for i, text in enumerate(texts) if contains_answer(text, example.answers)]
-        if len(holders) != 1:
-            return None
-        for i, (start, end) in enumerate(cut[holders[0]]):
-            sentence = texts[holders[0]][start:end]
-            wanted[holders[0]][i] = contains_answer(sentence, example.answers)
-    titles = tuple(str(passage.metadata.get("title") or "") for passage in example.passages)
-    return Labelled(example, titles, cut, wanted) if any(f.any() for f in wanted) else None
-
-
-def part(document: str, recipe: Recipe) -> Part:
-    """What a document is for: the same whatever the seed and the other documents."""
-    place = int.from_bytes(hashlib.sha256(document.encode("utf-8", "replace")).digest()[:4], "big")
-    if place < recipe.held_out * 2**32:
-        return "held out"
-    return "weighed" if place < (recipe.held_out + recipe.weighed) * 2**32 else "learnt"
-
-
-def read(files: Sequence[str | Path], recipe: Recipe) -> list[dict[Part, list[Labelled]]]:
-    """Read questions, and part those of each file by the document of their first evidence.
-
-    Raises
-    ------
-    InputError
-        A file cannot be read, or leaves no question to learn from.
-    """
-    parted: list[dict[Part, list[Labelled]]] = []
-    for file in files:
-        found: dict[Part, list[Labelled]] = {"learnt": [], "weighed": [], "held out": []}
-        for example in load(file):
-            labelled = label(example)
-            if labelled:
-                found[part(labelled.document(labelled.gold[0]), recipe)].append(labelled)
-        if not found["learnt"]:
-            raise InputError(
-                f"{file} has no question to learn from: each needs supporting sentences, or "
-                f"answers that stand in one passage alone"
-            )
-        parted.append(found)
-    return parted
-
-
 def train(
     files: Sequence[str | Path],
     out: str | Path,
     recipe: Recipe | None = None,
+    split: Split | None = None,
     *,
+    extra: Sequence[str | Path] = (),
     encoder: Any = None,
     device: str | None = None,
     progress: bool = False,
@@ -239,8 +153,10 @@ def train(
         JSON lines as `laconic.core.evaluation.datasets` reads them.
     out
         The folder to save the adapter in, ready to be the ``model`` of `Pruner`.
-    recipe
+    recipe, split
         How; None for the defaults.
+    extra
+        More such files, of which nothing is held out.
     encoder, device
         As `Network` takes them.
     progress
@@ -257,7 +173,7 @@ def train(
     StateError
         The checkpoint is damaged or of another run.
     """
-    recipe, out = recipe or Recipe(), Path(out)
+    recipe, split, out = recipe or Recipe(), split or Split(), Path(out)
     if (out / FILE).exists():
         raise InputError(f"{out} holds a pruner already; take another folder")
     try:
@@ -265,136 +181,218 @@ def train(
         from tqdm import tqdm
     except ImportError as error:
         raise MissingExtraError("training", "training") from error
-    parted = read(files, recipe)
-    network = Network(encoder, rank=recipe.rank, seed=recipe.seed, device=device)
-    network.window = recipe.max_tokens
+    splits = [split] * len(files) + [replace(split, held_out=0.0)] * len(extra)
+    parted = [read(file, one) for file, one in zip([*files, *extra], splits, strict=True)]
+    network = Network(
+        encoder, joint=recipe.joint, rank=recipe.rank, seed=recipe.seed, device=device
+    )
+    network.window, network.mix = recipe.max_tokens, _PRIOR
     network.attach()
     optimizer = torch.optim.AdamW(network.tensors.values(), weight_decay=0.01)
-    learnt = [found["learnt"] for found in parted]
-    owner, checkpoint = _owner(network, recipe, learnt), out / _CHECKPOINT
+    school = _School(network, [found["learnt"] for found in parted], recipe, splits)
     run = Run(counts={name: sum(len(f[name]) for f in parted) for name in parted[0]})
-    if checkpoint.exists():
-        _resume(checkpoint, owner, run, network, optimizer)
+    owner, file = school.owner(), out / _CHECKPOINT
+    if state := checkpoint.resume(file, owner):
+        for name, tensor in network.tensors.items():
+            tensor.data.copy_(state["tensors"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        run.losses = list(state["losses"])
     start, end = len(run.losses), min(recipe.steps, stop_after or recipe.steps)
+    network.train(True)
     with tqdm(range(start, end), initial=start, total=end, disable=not progress) as bar:
         for step in bar:
-            run.losses.append(_step(network, optimizer, learnt, recipe, step))
-            bar.set_postfix(loss=f"{run.losses[-1]:.3f}")
+            run.losses.append(school.step(optimizer, step))
+            bar.set_postfix(loss=f"{np.mean(run.losses[-50:]):.3f}")
             if (step + 1) % recipe.save_every == 0 or step + 1 == end:
-                _save(checkpoint, owner, run, network, optimizer)
+                tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
+                state = {"losses": run.losses, "tensors": tensors}
+                checkpoint.save(file, owner, {**state, "optimizer": optimizer.state_dict()})
     if end < recipe.steps:
         return run
-    chosen = [one for found in parted for one in found["weighed"][: recipe.weighed_questions]]
-    network.mix = _weigh(network, chosen, encoder, device) if chosen else network.mix
+    network.train(False)
+    weighed = [one for found in parted for one in found["weighed"][: recipe.weighed_questions]]
+    if weighed:
+        network.mix = _weigh(PrunerModel(network), weighed)
     run.mix = tuple(network.mix.tolist())
-    network.save(out, asdict(recipe))
-    checkpoint.unlink(missing_ok=True)
+    network.save(out, {**asdict(recipe), **asdict(split)})
+    file.unlink(missing_ok=True)
     return run
 
 
-def _step(
-    network: Network, optimizer: Any, learnt: Sequence[Any], recipe: Recipe, step: int
-) -> float:
-    """One update; its loss."""
-    import torch
+class _Lesson(NamedTuple):
+    """A question made ready.
 
-    read: list[Any] = []
-    for i in range(recipe.questions):
-        turn, file = divmod(step * recipe.questions + i, len(learnt))
-        epoch, place = divmod(turn, len(learnt[file]))
-        order = np.random.default_rng([recipe.seed, epoch, file]).permutation(len(learnt[file]))
-        labelled = learnt[file][int(order[place])]
-        generator = np.random.default_rng([recipe.seed, step, i])
-        chosen = _passages(labelled, recipe, generator)
-        read += [(*_row(network, labelled, p, recipe, generator), i) for p in chosen]
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
-    optimizer.zero_grad()
-    loss = network.loss(*zip(*read, strict=True))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.tensors.values(), 1.0)
-    optimizer.step()
-    return float(loss.detach())
+    Attributes
+    ----------
+    question
+        Ids.
+    windows
+        Those that may be read.
+    owners
+        For each window the unit of each of its tokens, counted over the whole question.
+    wanted
+        Which units are; shape ``(units,)``, bool.
+    prior
+        For each unit what its score is without the reader; shape ``(units,)``.
+    """
 
-
-def _passages(labelled: Labelled, recipe: Recipe, generator: np.random.Generator) -> list[int]:
-    """The passages of a question that are read: some with evidence, and others if there are."""
-    gold = labelled.gold
-    others = [i for i, spans in enumerate(labelled.units) if i not in gold and spans]
-    # The document of another question may be one that is never to be trained on.
-    others = [i for i in others if part(labelled.document(i), recipe) != "held out"]
-    some = generator.permutation(gold)[: recipe.passages - 1].tolist()
-    return [*some, *generator.permutation(others)[: recipe.passages - len(some)].tolist()]
+    question: Any
+    windows: list[Piece]
+    owners: list[Any]
+    wanted: Flags
+    prior: Floats
 
 
-def _row(
-    network: Network, labelled: Labelled, passage: int, recipe: Recipe, generator: Any
-) -> tuple[Any, Any, Flags]:
-    """A window of a passage, the unit of each of its tokens, and which units are wanted."""
-    text, spans = labelled.example.passages[passage].text, labelled.units[passage]
-    frame = network.frame(labelled.question, labelled.titles[passage])
-    (tokens,) = tokenize(network.tokenizer, [text])
-    owners = first_units(spans, tokens.offsets)
-    wanted = labelled.wanted[passage]
-    cut = windows(spans, tokens, recipe.max_tokens - len(frame))
-    telling = [(a, b) for a, b in cut if wanted[owners[a:b]].any()]
-    start, stop = (telling or cut)[int(generator.integers(len(telling or cut)))]
-    return (frame, tokens.ids[start:stop]), owners[start:stop], wanted
+class _School:
+    """Draws questions, and learns from them."""
 
+    def __init__(
+        self,
+        network: Network,
+        learnt: Sequence[list[Labelled]],
+        recipe: Recipe,
+        splits: Sequence[Split],
+    ) -> None:
+        self.network, self.learnt, self.recipe, self.splits = network, learnt, recipe, splits
+        self.model = PrunerModel(network, cache_size=recipe.remembered)
+        self.lessons: dict[tuple[int, int], _Lesson] = {}
+        sizes = np.cbrt([len(found) for found in learnt])
+        self.shares = sizes / sizes.sum()
 
-def _weigh(
-    network: Network, chosen: Sequence[Labelled], encoder: Any, device: str | None
-) -> Floats:
-    """The mix that is best for whole requests, of which the network was taught nothing."""
-    method = Pruner(PrunerModel.of(network), encoder=encoder, device=device)
-    features = method.features(
-        Request(tuple(p.text for p in one.example.passages), one.units, one.titles, one.question)
-        for one in chosen
-    )
-    wanted = [np.concatenate(one.wanted) for one in chosen]
-    return best_mix([np.concatenate(values) for values in features], wanted)
+    def owner(self) -> str:
+        """What a checkpoint belongs to."""
+        how = {**asdict(self.recipe), "weighed_questions": 0, "remembered": 0}
+        given = [self.network.fingerprint, how, list(map(asdict, self.splits))]
+        digest = hashlib.sha256(json.dumps(given).encode())
+        for source in self.learnt:
+            for labelled in source:
+                digest.update(repr((labelled.example, labelled.wanted)).encode("utf-8", "replace"))
+        return digest.hexdigest()
 
+    def step(self, optimizer: Any, step: int) -> float:
+        """One update; its loss."""
+        import torch
 
-def _owner(network: Network, recipe: Recipe, learnt: Sequence[Sequence[Labelled]]) -> str:
-    """What a checkpoint belongs to."""
-    how = {**asdict(recipe), "weighed_questions": 0}  # makes no difference so far
-    digest = hashlib.sha256(json.dumps([network.fingerprint, how]).encode())
-    for source in learnt:
-        for labelled in source:
-            digest.update(repr((labelled.example, labelled.wanted)).encode("utf-8", "replace"))
-    return digest.hexdigest()
+        recipe, total = self.recipe, 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        optimizer.zero_grad()
+        devices = [self.network.device] if self.network.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(recipe.seed * 1_000_003 + step)
+            for i in range(recipe.questions):
+                generator = np.random.default_rng([recipe.seed, step, i])
+                file = int(generator.choice(len(self.shares), p=self.shares))
+                lesson = self.lesson(file, int(generator.integers(len(self.learnt[file]))))
+                loss = self.loss(lesson, self.drawn(lesson, generator)) / recipe.questions
+                loss.backward()
+                total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.network.tensors.values(), 1.0)
+        optimizer.step()
+        return total
 
+    def lesson(self, file: int, place: int) -> _Lesson:
+        """A question made ready, once."""
+        key = file, place
+        if key not in self.lessons:
+            self.lessons[key] = self.prepared(self.learnt[file][place], self.splits[file])
+        return self.lessons[key]
 
-def _save(path: Path, owner: str, run: Run, network: Network, optimizer: Any) -> None:
-    import torch
+    def prepared(self, labelled: Labelled, split: Split) -> _Lesson:
+        """Read all passages of a question by themselves."""
+        import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = {
-        "owner": owner,
-        "losses": run.losses,
-        "tensors": {name: tensor.detach() for name, tensor in network.tensors.items()},
-        "optimizer": optimizer.state_dict(),
-    }
-    temporary = path.with_suffix(".part")
-    torch.save(held, temporary)
-    temporary.replace(path)
+        request = labelled.request
+        given = readings(request)
+        texts, found = pieces(self.network, given, self.recipe.max_tokens)
+        question = self.network.question(labelled.question)
+        with torch.inference_mode():
+            (asked,) = self.model.know([question])
+            known = [one for piece in found for one in self.model.know([piece.row])]
+        values = [np.zeros((4, len(tokens))) for tokens in texts]
+        for piece, one in zip(found, known, strict=True):
+            inside = slice(piece.lead, piece.lead + piece.stop - piece.start)
+            here = values[piece.place][:, piece.start : piece.stop]
+            here[0] = (one.tokens[inside].float() @ asked.text.float()).cpu().numpy()
+            here[1] = float(one.text.float() @ asked.text.float())
+        judged = [Judged.of(*each) for each in zip(given, texts, values, strict=True)]
+        firsts = np.cumsum([0, *map(len, labelled.units)])
+        windows, owners = [], []
+        for piece in found:
+            # The document of another question may be one that is never to be trained on.
+            is_gold = bool(labelled.wanted[piece.place].any())
+            is_held_out = split.part(labelled.document(piece.place)) == "held out"
+            if piece.stop > piece.start and (is_gold or not is_held_out):
+                offsets = texts[piece.place].offsets[piece.start : piece.stop]
+                units = first_units(labelled.units[piece.place], offsets)
+                windows.append(piece)
+                owners.append(firsts[piece.place] + units)
+        scores = np.concatenate(features(request, judged))[:, : FEATURES - 2]
+        prior = scores @ _PRIOR[: FEATURES - 2]
+        return _Lesson(question, windows, owners, np.concatenate(labelled.wanted), prior)
 
+    def drawn(self, lesson: _Lesson, generator: np.random.Generator) -> list[int]:
+        """The windows that are read: some with evidence, and others if there are."""
+        is_gold = np.array([lesson.wanted[owner].any() for owner in lesson.owners])
+        gold = generator.permutation(np.flatnonzero(is_gold))[: self.recipe.windows - 1]
+        likely = np.array([lesson.prior[owner].max() for owner in lesson.owners])
+        likely += generator.gumbel(size=len(likely))
+        likely[is_gold] = -np.inf
+        others = np.argsort(-likely, kind="stable")[: (~is_gold).sum()]
+        return [*gold.tolist(), *others[: self.recipe.windows - len(gold)].tolist()]
 
-def _resume(path: Path, owner: str, run: Run, network: Network, optimizer: Any) -> None:
-    import torch
+    def loss(self, lesson: _Lesson, chosen: Sequence[int]) -> Any:
+        """How wrong the reader is about tokens, about windows, and about which units are best.
 
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = held["owner"]
-        if theirs == owner:
-            for name, tensor in network.tensors.items():
-                tensor.data.copy_(held["tensors"][name])
-            optimizer.load_state_dict(held["optimizer"])
-            run.losses = list(held["losses"])
-    except Exception as error:
-        raise StateError(f"{path} is damaged: {error}; delete it to begin anew") from error
-    if theirs != owner:
-        raise StateError(
-            f"{path} is of a run with another encoder, recipe or data; take another folder, or "
-            f"delete it"
+        The last is the cross-entropy of each wanted unit against all that are not, of all
+        windows: what similarity and shared words say is added, so that what is learnt is what
+        they do not tell.
+
+        Returns
+        -------
+        tensor, a number
+        """
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits as entropy
+
+        device = self.network.device
+        read = [lesson.windows[i] for i in chosen]
+        with torch.inference_mode():
+            (asked,) = self.model.know([lesson.question])
+            known = self.model.know([piece.row for piece in read])
+        logits, relevance = self.network.together(
+            States.of([asked.hidden] * len(read)), States.of([one.hidden for one in known])
         )
+        flat = torch.cat(
+            [
+                logits[i, piece.lead : piece.lead + piece.stop - piece.start]
+                for i, piece in enumerate(read)
+            ]
+        )
+        # A unit that two windows share is one in each.
+        owner = np.concatenate([lesson.owners[i] for i in chosen])
+        row = np.repeat(np.arange(len(read)), [len(lesson.owners[i]) for i in chosen])
+        pairs, place = np.unique(np.stack([row, owner]), axis=1, return_inverse=True)
+        row_of, goal = torch.from_numpy(pairs[0]).to(device), lesson.wanted[pairs[1]]
+        unit, wanted = torch.from_numpy(place.ravel()).to(device), torch.from_numpy(goal).to(device)
+        sums = torch.zeros(len(goal), device=device).index_add(0, unit, flat)
+        means = sums / torch.bincount(unit, minlength=len(goal))
+        weight = torch.tensor(_RARE, device=device)
+        about_tokens = entropy(flat, wanted[unit].float(), pos_weight=weight)
+        is_gold = torch.zeros(len(read), device=device)
+        is_gold[row_of[wanted]] = 1.0
+        about_windows = entropy(relevance, is_gold)
+        prior = torch.from_numpy(lesson.prior[pairs[1]]).float().to(device)
+        scores = prior + means + relevance[row_of]
+        best, rivals = scores[wanted], scores[~wanted]
+        all_rivals = torch.logsumexp(rivals, 0) if len(rivals) else scores.new_tensor(-1e9)
+        about_best = (torch.logaddexp(best, all_rivals) - best).mean()
+        return about_tokens + about_windows + about_best
+
+
+def _weigh(model: PrunerModel, chosen: Sequence[Labelled]) -> Floats:
+    """The mix that is best for whole requests, of which the network was taught nothing."""
+    found = [
+        np.concatenate(features(one.request, model.judge(readings(one.request)))) for one in chosen
+    ]
+    return best_mix(found, [np.concatenate(one.wanted) for one in chosen], _PRIOR)

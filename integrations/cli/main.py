@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 
 from ...core.errors import LaconicError
+from .train_llmlingua2 import add_parsers as add_llmlingua2_parsers
 
 __all__ = ["main"]
 
@@ -162,6 +163,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_train_pruner(
         recipes.add_parser("pruner", help="teach an encoder which sentences answer a question")
     )
+    add_llmlingua2_parsers(
+        recipes.add_parser("llmlingua2", help="distil a word classifier from a large model")
+    )
     _add_train_ccm(
         recipes.add_parser("ccm", help="train an adapter that compresses a model's conversations")
     )
@@ -180,14 +184,27 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets",
     )
+    parser.add_argument(
+        "--extra",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="more such files, of which nothing is held out",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
     parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--steps", type=int, default=600, help="default 600")
+    parser.add_argument("--steps", type=int, default=1600, help="default 1600")
     parser.add_argument("--questions", type=int, default=4, help="for each step, default 4")
-    parser.add_argument("--passages", type=int, default=4, help="of a question, default 4")
+    parser.add_argument("--windows", type=int, default=6, help="of a question, default 6")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")
-    parser.add_argument("--rank", type=int, default=16, help="of the updates, default 16")
-    parser.add_argument("--max-tokens", type=int, default=192, help="of a pass, default 192")
+    parser.add_argument(
+        "--joint",
+        type=int,
+        default=3,
+        help="upper layers that read question and passage together, default 3",
+    )
+    parser.add_argument("--rank", type=int, default=32, help="of the updates, default 32")
+    parser.add_argument("--max-tokens", type=int, default=192, help="of a window, default 192")
     parser.add_argument(
         "--held-out", type=float, default=0.5, help="part never trained on, default 0.5"
     )

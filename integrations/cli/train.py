@@ -6,12 +6,16 @@ import argparse
 
 from ...core.evaluation.metrics import mean_interval
 from ._models import load_model
+from .train_llmlingua2 import run as take_step
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> None:
     """Follow a recipe, and save what came of it."""
+    if options.recipe == "llmlingua2":
+        take_step(options)
+        return
     {"align": _align, "ccm": _ccm, "pruner": _pruner}[options.recipe](options)
     print(f"saved in {options.out}")
 
@@ -42,21 +46,24 @@ def _align(options: argparse.Namespace) -> None:
 
 def _pruner(options: argparse.Namespace) -> None:
     """Train a pruner, and print what it was trained on."""
-    from ...core.training.pruner import Recipe, train
+    from ...core.training.pruner import Recipe, Split, train
 
     recipe = Recipe(
         steps=options.steps,
         questions=options.questions,
-        passages=options.passages,
+        windows=options.windows,
         learning_rate=options.learning_rate,
+        joint=options.joint,
         rank=options.rank,
         max_tokens=options.max_tokens,
-        held_out=options.held_out,
         weighed_questions=options.weighed_questions,
         seed=options.seed,
     )
     where = {"encoder": options.model, "device": options.device}
-    print(train(options.data, options.out, recipe, progress=True, **where))
+    split = Split(held_out=options.held_out)
+    print(
+        train(options.data, options.out, recipe, split, extra=options.extra, progress=True, **where)
+    )
 
 
 def _ccm(options: argparse.Namespace) -> None:

@@ -119,3 +119,26 @@ def test_real_rows_hold_their_answers(name: str) -> None:
     for example in examples:
         text = " ".join(p.text for p in example.passages)
         assert example.supporting or contains_answer(text, example.answers)
+
+
+def test_sections_are_a_pool_in_which_sentences_answer(tmp_path: Path) -> None:
+    rows = [
+        {
+            "article": f"Pet {i}",
+            "section": "Name",
+            "question": f"Who is cat number {i}?",
+            "candidates": [f"It rained for {i} days.", f"Cat number {i} is Tom."],
+            "answers": [1],
+        }
+        for i in range(14)
+    ]
+    file = tmp_path / "sections.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = load(file)
+    assert len(found) == 14
+    for i, example in enumerate(found):
+        assert len({passage.text for passage in example.passages}) == 10
+        ((place, (start, end)),) = example.supporting
+        passage = example.passages[place]
+        assert passage.text[start:end] == f"Cat number {i} is Tom."
+        assert passage.metadata == {"title": f"Pet {i}: Name"}

@@ -15,16 +15,18 @@ pytest.importorskip("sentence_transformers")
 from laconic.core import Passage
 from laconic.core.evaluation.datasets import Example
 from laconic.core.methods.pruner import Pruner
-from laconic.core.models.pruner_model import FILE, Network
+from laconic.core.models.pruner_network import FILE, Network
 from laconic.core.training import pruner
-from laconic.core.training.pruner import Recipe, label, part, read, train
+from laconic.core.training.pruner import Recipe, train
+from laconic.core.training.questions import Split, label, read
 from laconic.core.types import Span
 from laconic.errors import InputError, StateError
 
 Models = Callable[[str], Path]
 
 NAMES = "license work notice copyright patent source object form entity legal right grant".split()
-RECIPE = Recipe(steps=8, questions=2, rank=4, held_out=0.2, weighed=0.2, save_every=3, seed=1)
+RECIPE = Recipe(steps=8, questions=2, windows=3, joint=1, rank=4, save_every=3, seed=1)
+SPLIT = Split(held_out=0.2, weighed=0.2)
 
 
 def row(i: int) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(models: Models, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruner") / "trained"
-    train([data], out, RECIPE, encoder=str(models("bert")), device="cpu")
+    train([data], out, RECIPE, SPLIT, encoder=str(models("bert")), device="cpu")
     return out
 
 
@@ -76,26 +78,46 @@ def test_what_cannot_be_told_is_not_learnt(texts: list[str]) -> None:
     assert label(Example("Who?", ("Tom",), tuple(map(Passage, texts)))) is None
 
 
-def test_parts_are_by_document_and_do_not_depend_on_the_seed() -> None:
-    parts = [part(f"document {i}", Recipe()) for i in range(2000)]
-    assert parts == [part(f"document {i}", Recipe(seed=5, steps=1)) for i in range(2000)]
+def test_parts_are_shares_of_all_documents() -> None:
+    parts = [Split().part(f"document {i}") for i in range(2000)]
     assert 0.46 < parts.count("held out") / 2000 < 0.54
     assert 0.04 < parts.count("weighed") / 2000 < 0.10
 
 
-def test_documents_that_are_held_out_are_not_read(data: Path) -> None:
-    (found,) = read([data], RECIPE)
-    assert sum(map(len, found.values())) == 40
-    for labelled in found["learnt"]:
-        generator = np.random.default_rng(0)
-        for passage in pruner._passages(labelled, RECIPE, generator):
-            assert part(labelled.document(passage), RECIPE) != "held out"
+def school(models: Models, data: Path, split: Split) -> tuple[pruner._School, list[Any]]:
+    network = Network(str(models("bert")), joint=1, rank=4, device="cpu")
+    learnt = read(data, split)["learnt"]
+    return pruner._School(network, [learnt], RECIPE, [split]), learnt
+
+
+def test_documents_that_are_held_out_are_not_read(models: Models, data: Path) -> None:
+    assert sum(map(len, read(data, SPLIT).values())) == 40
+    made, learnt = school(models, data, SPLIT)
+    for place, labelled in enumerate(learnt):
+        read_of = {piece.place for piece in made.lesson(0, place).windows}
+        assert read_of == {
+            i for i in range(4) if i == 0 or SPLIT.part(labelled.document(i)) != "held out"
+        }
+
+
+def test_windows_with_evidence_are_read_beside_likely_others(models: Models, data: Path) -> None:
+    made, learnt = school(models, data, Split(0.0, 0.1))
+    firsts, most = [], []
+    for place in range(len(learnt)):
+        lesson = made.lesson(0, place)
+        chosen = made.drawn(lesson, np.random.default_rng(place))
+        assert len(chosen) == len(set(chosen)) == RECIPE.windows
+        assert lesson.windows[chosen[0]].place == 0
+        best = [lesson.prior[owner].max() for owner in lesson.owners]
+        firsts.append(best[chosen[1]])
+        most.append(np.mean(best[1:]))
+    assert np.mean(firsts) > np.mean(most)
 
 
 def test_the_same_seed_gives_the_same_adapter(
     models: Models, data: Path, trained: Path, tmp_path: Path
 ) -> None:
-    train([data], tmp_path / "again", RECIPE, encoder=str(models("bert")), device="cpu")
+    train([data], tmp_path / "again", RECIPE, SPLIT, encoder=str(models("bert")), device="cpu")
     assert (tmp_path / "again" / FILE).read_bytes() == (trained / FILE).read_bytes()
 
 
@@ -104,9 +126,9 @@ def test_a_stopped_run_comes_to_the_same_adapter(
 ) -> None:
     out = tmp_path / "stopped"
     options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu"}
-    assert len(train([data], out, RECIPE, stop_after=4, **options).losses) == 4
+    assert len(train([data], out, RECIPE, SPLIT, stop_after=4, **options).losses) == 4
     assert not (out / FILE).exists()
-    run = train([data], out, RECIPE, **options)
+    run = train([data], out, RECIPE, SPLIT, **options)
     assert len(run.losses) == RECIPE.steps
     assert (out / FILE).read_bytes() == (trained / FILE).read_bytes()
     assert [file.name for file in out.iterdir()] == [FILE]
@@ -131,7 +153,7 @@ def test_the_loss_falls(models: Models, data: Path, tmp_path: Path) -> None:
 def test_another_run_is_not_gone_on_with(models: Models, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu", "stop_after": 1}
     train([data], tmp_path, RECIPE, **options)
-    with pytest.raises(StateError, match="another encoder, recipe or data"):
+    with pytest.raises(StateError, match="another model, recipe or data"):
         train([data], tmp_path, replace(RECIPE, seed=2), **options)
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(StateError, match="is damaged"):
@@ -154,13 +176,17 @@ def test_rows_without_answers_are_refused(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"steps": 0}, "steps is at least 1"),
-        ({"passages": 1}, "passages is at least 2"),
-        ({"max_tokens": 5}, "max_tokens at least 128"),
+        ({"windows": 1}, "windows is at least 2"),
+        ({"max_tokens": 5}, "max_tokens at least 64"),
         ({"learning_rate": 0.0}, "learning_rate is above 0"),
-        ({"held_out": 0.95}, "leave some to learn from"),
-        ({"held_out": -0.1}, "leave some to learn from"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Recipe(**change)
+
+
+@pytest.mark.parametrize("shares", [(0.95, 0.07), (-0.1, 0.07), (0.5, -0.1)])
+def test_parts_out_of_range_are_refused(shares: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="leave some to learn from"):
+        Split(*shares)

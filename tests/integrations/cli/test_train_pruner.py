@@ -38,7 +38,7 @@ def train(folder: Path, tmp_path: Path, rows: list[object], *options: str) -> in
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     where = ["--model", str(folder), "--data", str(data), "--out", str(tmp_path / "pruner")]
-    size = ["--steps", "3", "--questions", "2", "--rank", "2", "--device", "cpu"]
+    size = ["--steps", "3", "--joint", "1", "--questions", "2", "--rank", "2", "--device", "cpu"]
     return main(["train", "pruner", *where, *size, *options])
 
 

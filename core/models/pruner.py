@@ -1,0 +1,270 @@
+"""Reading passages for a question with a trained `Network`: windows, batches, what is known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from ..types import Span
+from .alignment import Floats, Tokens, first_units, mean_by_unit, tokenize
+from .loading import finite, fitting_batch
+from .pruner_network import Ids, Network, States
+from .remembered import Remembered
+
+__all__ = ["Judged", "Known", "Piece", "PrunerModel", "Reading", "pieces"]
+
+_NOTHING = (0.0, 0.0, -10.0, -10.0)
+"""What is said of a unit without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A question with a passage, below its title, that is cut into units."""
+
+    question: str
+    title: str
+    text: str
+    units: Sequence[Span]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the model says of one passage.
+
+    Attributes
+    ----------
+    units
+        For each unit, as means over its tokens: the cosine of the token and the question, the
+        cosine of the window around it and the question, the logit of being wanted, and the
+        logit of the window for being relevant; shape ``(units, 4)``.
+    similarity, relevance
+        The best of the second and of the fourth, of any window; of no token, as in `units`.
+    """
+
+    units: Floats
+    similarity: float
+    relevance: float
+
+    @classmethod
+    def of(cls, reading: Reading, tokens: Tokens, values: Floats) -> Judged:
+        """From what is said of each token of a passage; shape ``(4, tokens)``."""
+        units = [
+            mean_by_unit(reading.text, reading.units, tokens.offsets, row, missing)
+            for row, missing in zip(values, _NOTHING, strict=True)
+        ]
+        best = values.max(axis=1) if len(tokens) else np.array(_NOTHING)
+        return cls(np.stack(units, axis=1), float(best[1]), float(best[3]))
+
+
+class Piece(NamedTuple):
+    """A window of a passage.
+
+    Attributes
+    ----------
+    place
+        The number of its reading.
+    start, stop
+        The tokens of the passage that it holds.
+    row
+        Ids, title and special tokens among them.
+    lead
+        How many of those stand in front of the window's.
+    """
+
+    place: int
+    start: int
+    stop: int
+    row: Ids
+    lead: int
+
+
+class Known(NamedTuple):
+    """What the encoder says of a row of tokens by itself, in half precision.
+
+    Attributes
+    ----------
+    hidden, tokens
+        The states in front of the upper layers, and the embedding of each token behind them;
+        tensors of shape ``(tokens, width)``.
+    text
+        The embedding of the row; shape ``(width,)``.
+    """
+
+    hidden: Any
+    tokens: Any
+    text: Any
+
+
+class PrunerModel:
+    """Judges the units of passages for a question with a trained `Network`.
+
+    A passage is read in one pass; a long one in windows that end with a unit. Windows of all
+    passages are sorted by length and padded only to the longest of their batch. The model is
+    loaded at the first use. One may be shared by threads.
+
+    Parameters
+    ----------
+    adapter
+        The folder that `laconic train pruner` saved, or a `Network`.
+    encoder
+        The encoder it was trained for; None for all-MiniLM-L6-v2.
+    window
+        Tokens of a pass, title included; None for as many as in training: it says much less
+        of passages that are longer than those that it learnt from.
+    device
+        Where to run; None for the best there is.
+    batch_tokens
+        Tokens per forward pass, padding included; None for what suits the device.
+    cache_size
+        Windows of which is remembered what does not depend on the question, two thirds of the
+        work, at 1.5 kB a token; the least recently used are forgotten first. 0 for none.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path | Network,
+        encoder: Any = None,
+        *,
+        window: int | None = None,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        cache_size: int = 0,
+    ) -> None:
+        if window is not None and window < 64:
+            raise InputError(f"a window is at least 64 tokens, got {window}")
+        self._settings = (adapter, encoder, window, device, batch_tokens, cache_size)
+        self._network = adapter if isinstance(adapter, Network) else None
+        self._remembered: Remembered[Known] = Remembered(cache_size)
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the settings; what was loaded and remembered stays behind."""
+        return _model, self._settings
+
+    def load(self) -> Network:
+        """Load the network now rather than at the first use, and return it."""
+        if self._network is None:
+            adapter, encoder, _, device, _, _ = self._settings
+            assert not isinstance(adapter, Network)
+            self._network = Network.load(adapter, encoder, device=device)
+        return self._network
+
+    def judge(self, readings: Sequence[Reading]) -> list[Judged]:
+        """Judge each passage for its question.
+
+        Raises
+        ------
+        MissingExtraError, ModelError
+            The model cannot be loaded, or its values are not finite.
+        """
+        import torch
+
+        with self._lock, torch.inference_mode():
+            return self._judge(readings)
+
+    def _judge(self, readings: Sequence[Reading]) -> list[Judged]:
+        network = self.load()
+        texts, found = pieces(network, readings, self._settings[2] or network.window)
+        questions = list(dict.fromkeys(reading.question for reading in readings))
+        asked = dict(zip(questions, self.know(map(network.question, questions)), strict=True))
+        values = [np.zeros((4, len(tokens))) for tokens in texts]
+        size = self._settings[4] or fitting_batch(network.device)
+        for batch in _batches(sorted(found, key=lambda piece: len(piece.row)), size):
+            known = self.know(piece.row for piece in batch)
+            of = [asked[readings[piece.place].question] for piece in batch]
+            logits, relevance = network.together(
+                States.of([one.hidden for one in of]), States.of([one.hidden for one in known])
+            )
+            for i, (piece, one, question) in enumerate(zip(batch, known, of, strict=True)):
+                inside = slice(piece.lead, piece.lead + piece.stop - piece.start)
+                here = values[piece.place][:, piece.start : piece.stop]
+                here[0] = finite((one.tokens[inside].float() @ question.text.float()).cpu().numpy())
+                here[1] = float(one.text.float() @ question.text.float())
+                here[2] = finite(logits[i, inside].cpu().numpy())
+                here[3] = float(relevance[i])
+        return [Judged.of(*each) for each in zip(readings, texts, values, strict=True)]
+
+    def know(self, rows: Iterable[Ids]) -> list[Known]:
+        """What the encoder says of rows of tokens by themselves."""
+        return self._remembered.get([row.tobytes() for row in rows], self._know)
+
+    def _know(self, keys: list[bytes]) -> list[Known]:
+        """Read those that are not remembered."""
+        network = self.load()
+        states = network.lower([np.frombuffer(key, np.int64) for key in keys])
+        tokens, texts = network.alone(states)
+        return [
+            Known(hidden[mask].half(), token[mask].half(), text.half())
+            for hidden, token, mask, text in zip(
+                states.hidden, tokens, states.mask, texts, strict=True
+            )
+        ]
+
+
+def pieces(
+    network: Network, readings: Sequence[Reading], window: int
+) -> tuple[list[Tokens], list[Piece]]:
+    """The tokens of each passage, and the windows of all of them."""
+    texts = tokenize(network.tokenizer, [reading.text for reading in readings])
+    titles = {title: network.title(title) for title in {reading.title for reading in readings}}
+    found = []
+    for place, (reading, tokens) in enumerate(zip(readings, texts, strict=True)):
+        title = titles[reading.title]
+        for start, stop in _windows(reading.units, tokens, window - len(title) - 2):
+            row = network.passage(title, tokens.ids[start:stop])
+            found.append(Piece(place, start, stop, row, 1 + len(title)))
+    return texts, found
+
+
+def _batches(pieces: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
+    """Group pieces that are sorted by length, so that none has more padded tokens than `most`."""
+    batch: list[Piece] = []
+    for piece in pieces:
+        if batch and (len(batch) + 1) * len(piece.row) > most:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _windows(units: Sequence[Span], tokens: Tokens, room: int) -> list[tuple[int, int]]:
+    """Cut tokens into runs of about the same length that fit, behind a unit where that can be.
+
+    No tokens are one empty run.
+    """
+    count = len(tokens)
+    owners = first_units(units, tokens.offsets) if count else np.zeros(0, np.int64)
+    borders = np.flatnonzero(np.diff(owners)) + 1
+    found, start = [], 0
+    while count - start > room:
+        goal = start + (count - start) / -(-(count - start) // room)
+        fitting = borders[(borders > start) & (borders <= start + room)]
+        nearest = fitting[np.argmin(np.abs(fitting - goal))] if len(fitting) else start + room
+        found.append((start, int(nearest)))
+        start = int(nearest)
+    return [*found, (start, count)]
+
+
+def _model(
+    adapter: Any,
+    encoder: Any,
+    window: int | None,
+    device: str | None,
+    batch_tokens: int | None,
+    cache_size: int,
+) -> PrunerModel:
+    return PrunerModel(
+        adapter,
+        encoder,
+        window=window,
+        device=device,
+        batch_tokens=batch_tokens,
+        cache_size=cache_size,
+    )

@@ -1,0 +1,389 @@
+"""An encoder that reads a passage once by itself and once together with a question.
+
+The lower layers of a bidirectional encoder read question and passage apart, as it was trained
+to; from there on two streams part. In one the upper layers go on so, and give the embeddings by
+which passages are ranked. In the other the upper layers, changed by low-rank updates (LoRA, Hu
+et al., ICLR 2022), read both together, and two heads say of each token whether it is wanted and
+of the passage whether it is relevant, as Provence does (Chirkova et al., "Provence: efficient
+and robust context pruning for retrieval-augmented generation", ICLR 2025). That question and
+passage meet only in the upper layers is from DeFormer (Cao et al., ACL 2020).
+
+Only the updates and the heads are learnt and saved, a file of a few megabytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+from .alignment import Floats, tokenize
+from .loading import load_sentence_transformer
+
+__all__ = ["FEATURES", "FILE", "Network", "States", "best_mix"]
+
+FILE = "pruner.safetensors"
+"""The file in which an adapter lies in its folder."""
+
+FEATURES = 8
+"""Numbers that are weighed for each unit; see `laconic.core.methods.Pruner`."""
+
+_FORMAT = "laconic pruner 2"
+_SCALE = 2.0
+"""What the low-rank updates are multiplied by: the alpha of LoRA divided by its rank."""
+
+_MOST_QUESTION, _MOST_TITLE = 64, 32
+"""Tokens of a question and of a title that are read."""
+
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+class States(NamedTuple):
+    """Hidden states of rows of tokens.
+
+    Attributes
+    ----------
+    hidden
+        Tensor of shape ``(rows, tokens, width)``.
+    mask
+        Which tokens are none of the padding; bool tensor of shape ``(rows, tokens)``.
+    """
+
+    hidden: Any
+    mask: Any
+
+    @classmethod
+    def of(cls, rows: Sequence[Any]) -> States:
+        """Rows of different lengths, of shape ``(tokens, width)`` each, padded."""
+        import torch
+
+        width = max(map(len, rows))
+        hidden = torch.zeros(len(rows), width, rows[0].shape[1], device=rows[0].device)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=rows[0].device)
+        for i, row in enumerate(rows):
+            hidden[i, : len(row)], mask[i, : len(row)] = row, True
+        return cls(hidden, mask)
+
+
+class Network:
+    """The encoder, the low-rank updates of its upper layers, and the heads.
+
+    Parameters
+    ----------
+    encoder
+        A hub id or folder of a BERT-like sentence-transformers model; None for
+        all-MiniLM-L6-v2.
+    joint
+        Upper layers in which question and passage are read together.
+    rank
+        Of the updates.
+    seed
+        Of the updates' start. The global random generator is left as it is.
+    device
+        Where to run; None for the best there is.
+
+    Raises
+    ------
+    MissingExtraError, ModelError
+        The encoder cannot be loaded, or is not made of so many layers.
+    """
+
+    def __init__(
+        self,
+        encoder: Any = None,
+        *,
+        joint: int = 3,
+        rank: int = 32,
+        seed: int = 0,
+        device: str | None = None,
+    ) -> None:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):  # what the encoder lacks is made at random
+            loaded = load_sentence_transformer(encoder, device=device)
+        base: Any = getattr(loaded[0], "auto_model", None)
+        layers = getattr(getattr(base, "encoder", None), "layer", ())
+        if not (hasattr(base, "embeddings") and 1 <= joint <= len(layers)):
+            raise ModelError(
+                f"the encoder {encoder!r} has not {joint} layers to read question and passage "
+                f"together with; take a BERT-like one, such as all-MiniLM-L6-v2"
+            )
+        base.eval().requires_grad_(False)
+        self.tokenizer = loaded.tokenizer
+        self.device = base.device
+        self.joint, self.rank = joint, rank
+        self.fingerprint = _fingerprint(base)
+        self.mix: Floats = np.ones(FEATURES + 1)
+        self.window = 256
+        self._embeddings, self._pooling = base.embeddings, loaded[1]
+        self._lower = _layers(base.encoder, layers[: len(layers) - joint])
+        self._upper = _layers(base.encoder, layers[len(layers) - joint :])
+        self._reader = copy.deepcopy(self._upper)
+        generator = torch.Generator().manual_seed(seed)
+        width = base.config.hidden_size
+        tensors: dict[str, Any] = {"side": torch.zeros(2, width)}
+        for name, layer in self._linear():
+            down = torch.randn(rank, layer.in_features, generator=generator)
+            tensors[f"{name}.down"] = down / layer.in_features**0.5
+            tensors[f"{name}.up"] = torch.zeros(layer.out_features, rank)
+        for name in ("token", "passage"):
+            tensors[f"{name}.weight"] = 0.02 * torch.randn(width, generator=generator)
+            tensors[f"{name}.bias"] = torch.zeros(1)
+        self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _linear(self) -> Iterator[tuple[str, Any]]:
+        import torch
+
+        for name, layer in self._reader.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                yield name, layer
+
+    def attach(self) -> None:
+        """Let the updates act beside the layers, so that they can learn."""
+
+        def hook(down: Any, up: Any) -> Any:
+            return lambda _, given, result: result + _SCALE * (given[0] @ down.T @ up.T)
+
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(True)
+        for name, layer in self._linear():
+            layer.register_forward_hook(
+                hook(self.tensors[f"{name}.down"], self.tensors[f"{name}.up"])
+            )
+
+    def merge(self) -> None:
+        """Add the updates to the layers' weights: as fast as the encoder alone."""
+        for name, layer in self._linear():
+            update = self.tensors[f"{name}.up"].detach() @ self.tensors[f"{name}.down"].detach()
+            layer.weight.data += _SCALE * update
+
+    def train(self, mode: bool) -> None:
+        """Whether the layers that learn drop some of their activations; never of attention,
+        where it would take a quarter of the time.
+        """
+        import torch
+
+        for part in self._reader.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.train(mode)
+
+    def question(self, text: str) -> Ids:
+        """The tokens of a question, between those that the encoder starts and ends with."""
+        (tokens,) = tokenize(self.tokenizer, [text])
+        return self._row(tokens.ids[:_MOST_QUESTION])
+
+    def title(self, text: str) -> Ids:
+        """The tokens of a title."""
+        (tokens,) = tokenize(self.tokenizer, [text])
+        return tokens.ids[:_MOST_TITLE]
+
+    def passage(self, title: Ids, ids: Ids) -> Ids:
+        """The tokens of a window below its title; those of the window stand behind ``1 +
+        len(title)`` others.
+        """
+        return self._row(title, ids)
+
+    def _row(self, *ids: Ids) -> Ids:
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return np.concatenate([[first], *ids, [last]]).astype(np.int64)
+
+    def lower(self, rows: Sequence[Ids]) -> States:
+        """Read rows, each by itself, as far as the layers in which they may meet another."""
+        import torch
+
+        width = max(map(len, rows))
+        given = np.full((len(rows), width), self.tokenizer.pad_token_id or 0, np.int64)
+        mask = np.zeros((len(rows), width), bool)
+        for i, row in enumerate(rows):
+            given[i, : len(row)], mask[i, : len(row)] = row, True
+        states = States(
+            self._embeddings(input_ids=torch.from_numpy(given).to(self.device)),
+            torch.from_numpy(mask).to(self.device),
+        )
+        return _through(self._lower, states)
+
+    def alone(self, states: States) -> tuple[Any, Any]:
+        """Read on, each row by itself.
+
+        Returns
+        -------
+        tokens : tensor, shape ``(rows, tokens, width)``
+            The embedding of each token, of length 1.
+        texts : tensor, shape ``(rows, width)``
+            That of each row, as the encoder makes it.
+        """
+        from torch.nn.functional import normalize
+
+        hidden = _through(self._upper, states).hidden.float()
+        pooled = self._pooling({"token_embeddings": hidden, "attention_mask": states.mask.long()})
+        return normalize(hidden, dim=-1), normalize(pooled["sentence_embedding"], dim=-1)
+
+    def together(self, questions: States, passages: States) -> tuple[Any, Any]:
+        """Read on, each row with its question.
+
+        Returns
+        -------
+        tokens : tensor, shape ``(rows, tokens)``
+            The logit of each token of the passage for being wanted.
+        relevance : tensor, shape ``(rows,)``
+            The logit of each passage for being relevant.
+        """
+        import torch
+
+        held, asked = self.tensors, questions.hidden.shape[1]
+        both = States(
+            torch.cat(
+                [questions.hidden + held["side"][0], passages.hidden + held["side"][1]], dim=1
+            ),
+            torch.cat([questions.mask, passages.mask], dim=1),
+        )
+        hidden = _through(self._reader, both).hidden.float()
+        tokens = hidden[:, asked:] @ held["token.weight"] + held["token.bias"]
+        return tokens, hidden[:, 0] @ held["passage.weight"] + held["passage.bias"]
+
+    def save(self, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
+        """Save the updates and heads in half precision; the file."""
+        import torch
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        held = {k: v.detach().half().cpu().contiguous() for k, v in self.tensors.items()}
+        held["mix"] = torch.tensor(self.mix, dtype=torch.float32)
+        facts = {
+            "rank": self.rank,
+            "joint": self.joint,
+            "window": self.window,
+            "encoder": self.fingerprint,
+            "about": about or {},
+        }
+        save_file(held, Path(folder) / FILE, {_FORMAT: json.dumps(facts)})
+        return Path(folder) / FILE
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: Any = None, *, device: str | None = None) -> Network:
+        """Load what `save` saved, ready to infer.
+
+        Raises
+        ------
+        ModelError
+            The file is missing, damaged, or of another encoder.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise ModelError(
+                f"there is no {file}; train a pruner with `laconic train pruner --data ... "
+                f"--out ...` and give its folder"
+            )
+        try:
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as stream:
+                facts = json.loads((stream.metadata() or {})[_FORMAT])
+                held = {name: stream.get_tensor(name).float() for name in stream.keys()}  # noqa: SIM118
+            rank, joint, window = (int(facts[name]) for name in ("rank", "joint", "window"))
+        except Exception as error:
+            raise ModelError(
+                f"{file} is damaged or no pruner: {type(error).__name__}: {error}; train it "
+                f"again, or reinstall laconic"
+            ) from error
+        network = cls(encoder, joint=joint, rank=rank, device=device)
+        if facts.get("encoder") != network.fingerprint:
+            raise ModelError(
+                f"{file} was trained for another encoder than "
+                f"{encoder or 'all-MiniLM-L6-v2'}; pass the one that it was trained for"
+            )
+        mix = held.pop("mix", None)
+        shapes = {name: tensor.shape for name, tensor in network.tensors.items()}
+        mixes = mix is not None and mix.shape == (FEATURES + 1,)
+        if not mixes or shapes != {k: v.shape for k, v in held.items()}:
+            raise ModelError(f"{file} lacks some of what a pruner needs; train it again")
+        if not all(bool(tensor.isfinite().all()) for tensor in (mix, *held.values())):
+            raise ModelError(f"{file} holds values that are not finite; train it again")
+        network.tensors = {name: tensor.to(network.device) for name, tensor in held.items()}
+        network.mix, network.window = mix.double().numpy(), window
+        network.merge()
+        return network
+
+
+def _layers(encoder: Any, layers: Any) -> Any:
+    """The encoder with only those of its layers."""
+    part = copy.copy(encoder)
+    part._modules = dict(encoder._modules)  # a shallow copy would share this one
+    part.layer = layers
+    return part
+
+
+def _through(layers: Any, states: States) -> States:
+    """Read on through layers."""
+    import torch
+
+    hidden = states.hidden
+    least = torch.finfo(hidden.dtype).min
+    mask = torch.zeros_like(states.mask, dtype=hidden.dtype).masked_fill(~states.mask, least)
+    return States(
+        layers(hidden, attention_mask=mask[:, None, None, :]).last_hidden_state, states.mask
+    )
+
+
+def best_mix(features: Sequence[Floats], wanted: Sequence[Flags], start: Floats) -> Floats:
+    """The weights with which wanted units come out best, and likely.
+
+    Parameters
+    ----------
+    features
+        For each question what is weighed of each unit; shape ``(units, features)``.
+    wanted
+        For each question which units are wanted; shape ``(units,)``.
+    start
+        Weights to begin with and not to leave far without need; shape ``(features + 1,)``.
+
+    Returns
+    -------
+    array, shape ``(features + 1,)``
+        A weight for each feature, and what is added so that the sum is a logit.
+    """
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits as entropy
+
+    pairs = [
+        (torch.from_numpy(f), torch.from_numpy(w)) for f, w in zip(features, wanted, strict=True)
+    ]
+    near = torch.tensor(start, dtype=torch.float64)
+    mix = near.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([mix], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        total = 1e-3 * ((mix - near) ** 2).sum()
+        for values, goal in pairs:
+            scores = values @ mix[:-1] + mix[-1]
+            best, rivals = scores[goal], scores[~goal]
+            about_best = torch.logaddexp(best, torch.logsumexp(rivals, 0)) - best
+            if len(rivals) and len(best):
+                total = total + about_best.mean() / len(pairs)
+            total = total + entropy(scores, goal.double()) / len(pairs)
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    mixed: Floats = mix.detach().numpy()
+    return mixed
+
+
+def _fingerprint(base: Any) -> str:
+    """What an encoder is known by: the shapes and first values of its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.state_dict().items()):
+        if name.startswith("pooler."):  # is not used, and may have been made at random
+            continue
+        head = tensor.flatten()[:64].float().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + head.tobytes())
+    return digest.hexdigest()
