@@ -18,18 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from ..method import Flags, Floats
 from ..methods.pruner import features, readings
 from ..models.alignment import first_units
 from ..models.pruner import Judged, Piece, PrunerModel, pieces
-from ..models.pruner_network import FEATURES, FILE, Network, States, best_mix
-from . import checkpoint
+from ..models.pruner_network import FEATURES, Network, States, best_mix
+from . import adapter
 from .questions import Labelled, Split, read
 
 __all__ = ["Recipe", "Run", "Split", "train"]
-
-_CHECKPOINT = "checkpoint.pt"
 
 _PRIOR = np.array([1.3, 0.7, 3.3, 3.3, 1.0, 0.4, 0.5, 0.5, -6.0])
 """The mix to begin with: similarity is weighed as `Extractive` does, on the scale of logits."""
@@ -39,67 +37,31 @@ _RARE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(adapter.Schedule):
     """How a pruner is trained.
 
     Attributes
     ----------
-    steps
-        Updates.
     questions
         Questions for each update; a file is drawn from by the cube root of how many it has.
     windows
         Windows of a question that are read together with it: some of those with evidence, and
         others, those more often that look alike.
-    learning_rate, warmup
-        The highest; the part of the steps in which it rises to that. Then it falls to 0.
-    joint, rank
-        Upper layers in which question and passage are read together; the rank of their updates.
-    max_tokens
-        Of a window.
     weighed_questions
         Questions of each file, at the most, that teach how to weigh.
     remembered
         Windows of which the lower layers' states are kept in memory, 0.3 MB each.
-    seed
-        Of the start, the draws and the dropout; what is held out does not depend on it.
-    save_every
-        Steps after which training can go on if it is stopped.
-
-    Raises
-    ------
-    InputError
-        A value is out of range.
     """
 
-    steps: int = 1600
     questions: int = 4
     windows: int = 6
-    learning_rate: float = 1e-3
-    warmup: float = 0.06
-    joint: int = 3
-    rank: int = 32
-    max_tokens: int = 192
     weighed_questions: int = 40
     remembered: int = 20_000
-    seed: int = 0
-    save_every: int = 50
 
     def __post_init__(self) -> None:
-        names = "steps", "questions", "joint", "rank", "weighed_questions", "save_every"
-        for name in names:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.windows < 2 or self.max_tokens < 64:
-            raise InputError("windows is at least 2 and max_tokens at least 64")
-        if not (self.learning_rate > 0 and 0 <= self.warmup < 1):
-            raise InputError("learning_rate is above 0, warmup from 0 to below 1")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
-        warm = max(1, round(self.warmup * self.steps))
-        falling = (self.steps - step) / max(1, self.steps - warm)
-        return self.learning_rate * min(1.0, (step + 1) / warm, falling)
+        adapter.Schedule.__post_init__(self)
+        if min(self.questions, self.weighed_questions) < 1 or self.windows < 2:
+            raise InputError("questions and weighed_questions are at least 1, windows at least 2")
 
 
 @dataclass
@@ -174,49 +136,29 @@ def train(
         The checkpoint is damaged or of another run.
     """
     recipe, split, out = recipe or Recipe(), split or Split(), Path(out)
-    if (out / FILE).exists():
-        raise InputError(f"{out} holds a pruner already; take another folder")
-    try:
-        import torch
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError("training", "training") from error
+    adapter.refuse_trained(out)
     splits = [split] * len(files) + [replace(split, held_out=0.0)] * len(extra)
     parted = [read(file, one) for file, one in zip([*files, *extra], splits, strict=True)]
-    network = Network(
-        encoder, joint=recipe.joint, rank=recipe.rank, seed=recipe.seed, device=device
-    )
-    network.window, network.mix = recipe.max_tokens, _PRIOR
-    network.attach()
-    optimizer = torch.optim.AdamW(network.tensors.values(), weight_decay=0.01)
+    network = recipe.network(encoder, device)
+    network.mix = _PRIOR
     school = _School(network, [found["learnt"] for found in parted], recipe, splits)
-    run = Run(counts={name: sum(len(f[name]) for f in parted) for name in parted[0]})
-    owner, file = school.owner(), out / _CHECKPOINT
-    if state := checkpoint.resume(file, owner):
-        for name, tensor in network.tensors.items():
-            tensor.data.copy_(state["tensors"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        run.losses = list(state["losses"])
-    start, end = len(run.losses), min(recipe.steps, stop_after or recipe.steps)
-    network.train(True)
-    with tqdm(range(start, end), initial=start, total=end, disable=not progress) as bar:
-        for step in bar:
-            run.losses.append(school.step(optimizer, step))
-            bar.set_postfix(loss=f"{np.mean(run.losses[-50:]):.3f}")
-            if (step + 1) % recipe.save_every == 0 or step + 1 == end:
-                tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
-                state = {"losses": run.losses, "tensors": tensors}
-                checkpoint.save(file, owner, {**state, "optimizer": optimizer.state_dict()})
-    if end < recipe.steps:
-        return run
-    network.train(False)
+    losses = adapter.fit(
+        network,
+        recipe,
+        school.learn,
+        school.owner(),
+        out,
+        progress=progress,
+        stop_after=stop_after,
+    )
+    counts = {str(name): sum(len(found[name]) for found in parted) for name in parted[0]}
+    if len(losses) < recipe.steps:
+        return Run(losses, counts)
     weighed = [one for found in parted for one in found["weighed"][: recipe.weighed_questions]]
     if weighed:
         network.mix = _weigh(PrunerModel(network), weighed)
-    run.mix = tuple(network.mix.tolist())
-    network.save(out, {**asdict(recipe), **asdict(split)})
-    file.unlink(missing_ok=True)
-    return run
+    adapter.save(network, out, {**asdict(recipe), **asdict(split)})
+    return Run(losses, counts, tuple(network.mix.tolist()))
 
 
 class _Lesson(NamedTuple):
@@ -269,26 +211,16 @@ class _School:
                 digest.update(repr((labelled.example, labelled.wanted)).encode("utf-8", "replace"))
         return digest.hexdigest()
 
-    def step(self, optimizer: Any, step: int) -> float:
-        """One update; its loss."""
-        import torch
-
+    def learn(self, step: int) -> float:
+        """Compute the gradients of a step; its loss."""
         recipe, total = self.recipe, 0.0
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        optimizer.zero_grad()
-        devices = [self.network.device] if self.network.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(recipe.seed * 1_000_003 + step)
-            for i in range(recipe.questions):
-                generator = np.random.default_rng([recipe.seed, step, i])
-                file = int(generator.choice(len(self.shares), p=self.shares))
-                lesson = self.lesson(file, int(generator.integers(len(self.learnt[file]))))
-                loss = self.loss(lesson, self.drawn(lesson, generator)) / recipe.questions
-                loss.backward()
-                total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self.network.tensors.values(), 1.0)
-        optimizer.step()
+        for i in range(recipe.questions):
+            generator = np.random.default_rng([recipe.seed, step, i])
+            file = int(generator.choice(len(self.shares), p=self.shares))
+            lesson = self.lesson(file, int(generator.integers(len(self.learnt[file]))))
+            loss = self.loss(lesson, self.drawn(lesson, generator)) / recipe.questions
+            loss.backward()
+            total += float(loss.detach())
         return total
 
     def lesson(self, file: int, place: int) -> _Lesson:

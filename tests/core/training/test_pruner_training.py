@@ -161,7 +161,7 @@ def test_another_run_is_not_gone_on_with(models: Models, data: Path, tmp_path: P
 
 
 def test_a_pruner_is_not_written_over(data: Path, trained: Path) -> None:
-    with pytest.raises(InputError, match="holds a pruner already"):
+    with pytest.raises(InputError, match="holds an adapter already"):
         train([data], trained, RECIPE)
 
 
@@ -176,8 +176,8 @@ def test_rows_without_answers_are_refused(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"steps": 0}, "steps is at least 1"),
-        ({"windows": 1}, "windows is at least 2"),
-        ({"max_tokens": 5}, "max_tokens at least 64"),
+        ({"windows": 1}, "windows at least 2"),
+        ({"max_tokens": 5}, "max_tokens is at least 64"),
         ({"learning_rate": 0.0}, "learning_rate is above 0"),
     ],
 )

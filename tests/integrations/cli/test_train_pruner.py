@@ -54,7 +54,7 @@ def test_a_pruner_is_trained_and_used(
     result = method.compress(["It rains. Tom is a cat.", "Rex is a dog."], query="Who?", budget=6)
     assert 0 < result.tokens_after <= 6
     assert train(folder, tmp_path, [*ROWS]) == 1
-    assert "holds a pruner already" in capsys.readouterr().err
+    assert "holds an adapter already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
