@@ -2,6 +2,7 @@
 
 `keep_spans` finds what the caller wants kept whatever its score. `atoms` finds what loses or
 turns its meaning when it is cut: a number without its unit, a verb without its "not".
+`must_keep` gives patterns that find such spans, to be kept whatever their score.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from .types import Span
 
 __all__ = [
     "ATOM_KINDS",
+    "KEEP_KINDS",
     "KeepPattern",
     "atoms",
     "keep_patterns",
     "keep_spans",
     "literals",
     "merged",
+    "must_keep",
     "overlaps",
 ]
 
@@ -41,6 +44,30 @@ _UNIT = (
     r"|[$€£¥₹₩](?!\s?\p{Nd}))(?!\p{L}))"
 )
 
+_MODAL = r"(?:must|shall|should|may|might|can|could|would)"
+_NEGATION = r"(?:not|never|no|none|nor|neither|without|cannot|unless|except|only|\p{L}{1,8}n['’]t)"
+_GOVERNED = r"(?:\s+(?:not|be|have))*\s+[^\s.;!?]+"
+
+# Words of English that are capitalised where a sentence starts, and stand before names there.
+_OPENERS = "|".join(
+    "A An The This That These Those I He She It We You They My Your His Her Its Our Their In On "
+    "At Of By For From To With Under Over After Before During Since Until Between As And But Or "
+    "So Yet If When While Where Because Although Though Whether What Who Which Why How There Here "
+    "Then Now No Not All Some Many Most Each Every Both Is Are Was Were Do Does Did Has Have Had "
+    "Can However Also".split()
+)
+_CASED = r"\p{Lu}\p{Ll}\p{Lt}\p{M}\p{Nd}"
+_TITLES = r"(?:Mr|Mrs|Ms|Dr|Prof|St|Gen|Sen|Gov|Rep|Lt|Col|Capt|Sgt|Rev|Hon)\."
+_CAPITAL = rf"(?!(?:{_OPENERS})(?![{_CASED}]))[\p{{Lu}}\p{{Lt}}]"
+_REST = rf"[{_CASED}]*+(?:[-'’&](?!s\b)[{_CASED}]++)*+"
+_CAPITALISED = rf"(?:{_TITLES}|(?:\p{{Lu}}\.){{2,}}+|\p{{Lu}}\.(?=\s{_CAPITAL})|{_CAPITAL}{_REST})"
+_MIXED = rf"[\p{{Lu}}\p{{Ll}}\p{{Lt}}][\p{{Ll}}\p{{M}}]*+-?[\p{{Lu}}\p{{Nd}}]{_REST}"
+_SENTENCE_START = r"(?:\A|[.!?…][\"'”’)\]]*\s|\n[^\S\n]*\n|\n[^\S\n]*[-*•#>])[\s\"'“‘(\[«¿¡*_#>-]*"
+_NAMES = (
+    rf"(?<![{_CASED}_])(?:{_MIXED}|{_CAPITALISED}(?=\s(?:{_MIXED}|{_CAPITALISED}))"
+    rf"|(?<!{_SENTENCE_START}){_CAPITALISED})(?:\s(?:{_MIXED}|{_CAPITALISED}))*"
+)
+
 _KINDS = {
     # A fence longer than this is text to choose from rather than one thing to keep or drop.
     "code": r"```(?:(?!```)[\s\S]){0,2000}+(?:```|\z)|`[^`\n]{1,200}`",
@@ -48,17 +75,19 @@ _KINDS = {
     "citations": r"\[\d+(?:\s?[,–-]\s?\d+)*\]"
     r"|\(\p{Lu}[^()\n]{0,60}?,? (?:1[5-9]|20)\d\d[a-z]?(?:; [^()\n]{1,80})?\)",
     "numbers": rf"(?<![\p{{L}}\p{{Nd}}])(?:{_CURRENCY}\s?)?{_NUMBER}{_UNIT}?",
-    "negations": r"(?i:\b(?:not|never|no|none|nor|neither|without|cannot|unless|except|only"
-    r"|\p{L}{1,8}n['’]t|must|shall|should|may|might|can|could|would)(?:\s+(?:not|be|have))*"
-    r"\s+[^\s.;!?]+)",
+    "negations": rf"(?i:\b(?:{_MODAL}\s+)?{_NEGATION}{_GOVERNED})",
+    "modals": rf"(?i:\b{_MODAL}{_GOVERNED})",
 }
 ATOM_KINDS = tuple(_KINDS)
-"""The kinds of spans that `atoms` knows."""
+"""The kinds of spans that lose or turn their meaning when they are cut."""
 
 _STRUCTURE = ("code", "urls", "citations")
 """The kinds inside which a sentence can seem to end."""
 
-_PATTERNS = {name: regex.compile(pattern) for name, pattern in _KINDS.items()}
+_PATTERNS = {name: regex.compile(pattern) for name, pattern in {**_KINDS, "names": _NAMES}.items()}
+KEEP_KINDS = tuple(_PATTERNS)
+"""The kinds of spans that `atoms` and `must_keep` know: `ATOM_KINDS` and ``"names"``."""
+
 _HINTS = {"code": "`", "urls": ("://", "@"), "citations": ("[", "(")}
 
 
@@ -70,10 +99,11 @@ def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
     text
         Any text.
     kinds
-        Some of `ATOM_KINDS`: ``"code"`` (fences and spans), ``"urls"`` (and mail addresses),
+        Some of `KEEP_KINDS`: ``"code"`` (fences and spans), ``"urls"`` (and mail addresses),
         ``"citations"`` (``[3]``, ``(Smith, 2020)``), ``"numbers"`` (with sign, currency and
-        unit), ``"negations"`` (negations and modals with the word they govern). The default
-        is those that hold what looks like the end of a sentence.
+        unit), ``"negations"`` and ``"modals"`` (with the word they govern; English),
+        ``"names"`` (see `must_keep`). The default is those that hold what looks like the end
+        of a sentence.
 
     Returns
     -------
@@ -86,6 +116,34 @@ def atoms(text: str, kinds: Iterable[str] = _STRUCTURE) -> list[Span]:
         if hints is None or any(hint in text for hint in hints):
             found += [Span(m.start(), m.end()) for m in _PATTERNS[kind].finditer(text)]
     return merged(found)
+
+
+def must_keep(*kinds: str) -> tuple[regex.Pattern[str], ...]:
+    """Patterns for the ``keep`` of any compressor, which guard all spans of some kinds.
+
+    Names are told by their capitals: runs of capitalised words, acronyms, words with a capital
+    or a digit inside. A lone word that starts a sentence is none unless it is one of the latter
+    two. So nothing is found in scripts without case, and in German every noun is.
+
+    Parameters
+    ----------
+    *kinds
+        Some of `KEEP_KINDS`, which `atoms` describes.
+
+    Raises
+    ------
+    InputError
+        No kind is given, or one that does not exist.
+
+    Examples
+    --------
+    >>> [pattern] = must_keep("numbers")
+    >>> pattern.findall("It grew by 3.5 million to $12.")
+    ['3.5 million', '$12']
+    """
+    if not kinds or not set(kinds) <= _PATTERNS.keys():
+        raise InputError(f"expected some of {', '.join(KEEP_KINDS)}, got {', '.join(kinds)!r}")
+    return tuple(_PATTERNS[kind] for kind in kinds)
 
 
 def keep_patterns(keep: Any) -> tuple[re.Pattern[str] | regex.Pattern[str], ...]:

@@ -18,6 +18,7 @@ from ...core.evaluation.datasets import Example, load
 from ...core.evaluation.report import Table, save
 from ...core.evaluation.runner import Outcome, summarise
 from ...core.evaluation.runner import run as run_method
+from ...core.methods import best_method
 from ...core.methods.extractive import Extractive
 from ...core.models.encoder import Encoder
 from ._models import load_model
@@ -44,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
         return
     if not options.data:
         raise InputError(f"bench {options.what} needs --data FILE")
+    if options.what == "survival":
+        _print_survival(options)
+        return
     if options.what in ("reference", "rates"):
         examples = [example for name in options.data for example in load(name)]
         texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))
@@ -108,6 +112,35 @@ def _print_rates(texts: Sequence[str]) -> None:
     print("|---|--:|--:|--:|--:|")
     for result in sweep(texts):
         print(result, flush=True)
+
+
+def _print_survival(options: argparse.Namespace) -> None:
+    """Print which numbers, names, negations and modals are left, with and without guards."""
+    from ...core.evaluation.survival import KINDS, RandomWords, survival
+
+    if options.methods:
+        names = options.methods.split(",")
+    else:
+        judged = ["llmlingua2"] if options.model else []
+        names = [*dict.fromkeys(["lexical", best_method()]), *judged, RandomWords.name]
+    examples = [example for name in options.data for example in load(name)[: options.limit]]
+    texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))
+    counter = TokenCounter.of(options.counter)
+    compressors = [
+        RandomWords()
+        if name == RandomWords.name
+        else get_compressor(name, model=options.model)
+        if name == "llmlingua2" and options.model
+        else _compressors(name)[0]
+        for name in names
+    ]
+    print(f"{len(texts):,} texts, {counter.name}; [95 % interval] of all there are")
+    print(f"| method | guards | rate | {' | '.join(KINDS)} | turned negations | refused |")
+    print(f"|---|---|{'--:|' * (len(KINDS) + 3)}")
+    rates = [float(rate) for rate in options.rates.split(",")]
+    keep = options.keep.split(",") if options.keep else KINDS
+    for row in survival(texts, compressors, rates, keep=keep, counter=counter):
+        print(row, flush=True)
 
 
 def _print_reference(texts: Sequence[str], question: str) -> None:

@@ -93,19 +93,24 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure how often the answer survives (retention), tokens per second (speed), what a "
-        "bounded KV cache costs (memory), what memories recall (latent, recall), or whether many "
+        "Measure how often the answer survives (retention), tokens per second (speed), what "
+        "numbers, names and negations are left (survival), what a bounded KV cache costs "
+        "(memory), what memories recall (latent, recall), or whether many "
         "at once stay whole (soak)."
     )
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("retention", "speed", "reference", "rates", "memory", "latent", "recall", "soak"),
+        choices=(
+            *("retention", "speed", "reference", "rates", "survival"),
+            *("memory", "latent", "recall", "soak"),
+        ),
         default="retention",
         metavar="WHAT",
         help="retention (default), speed, reference: time and memory beside llmlingua and "
         "Selective Context as published, with the same random weights, rates: tokens kept "
-        "beside tokens asked for, at any length, memory: time, bytes and errors of bounded "
+        "beside tokens asked for, at any length, survival: numbers, names, negations and modals "
+        "left with and without guards, memory: time, bytes and errors of bounded "
         "KV caches beside one that grows, latent: bytes, training time and recall of learned "
         "memories on a small model that is trained for it, recall: what a text memory finds "
         "again in LoCoMo's conversations, or soak: many text memories at once, killed again and "
@@ -129,7 +134,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
     parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
     parser.add_argument(
-        "--model", help="memory: hub id or folder of a language model (default: random weights)"
+        "--model",
+        help="hub id or folder; memory: of a language model (default: random weights), survival: "
+        "of the token classifier of llmlingua2",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="KINDS",
+        help="survival: what guards keep, comma-separated kinds of laconic.core.guards.must_keep "
+        "(default numbers,names,negations,modals)",
     )
     parser.add_argument("--policies", help="memory: comma-separated (default: all there are)")
 

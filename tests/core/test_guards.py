@@ -7,7 +7,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.core.guards import ATOM_KINDS, atoms, keep_spans
+from laconic.core.errors import InputError
+from laconic.core.guards import ATOM_KINDS, KEEP_KINDS, atoms, keep_spans, must_keep
 from laconic.core.types import Span
 
 
@@ -77,10 +78,17 @@ def test_digits_inside_a_word_are_no_number(text: str) -> None:
         ("You MUST NOT enter.", "MUST NOT enter"),
         ("It works only if asked.", "only if"),
         ("Go unless told.", "unless told"),
+        ("It could never go.", "could never go"),
     ],
 )
 def test_negations_and_modals_are_one_with_their_word(text: str, atom: str) -> None:
-    assert found(text, "negations") == [atom]
+    assert found(text, "negations", "modals") == [atom]
+
+
+def test_a_modal_that_is_negated_is_both() -> None:
+    text = "You must not pay; she may go; he never sang."
+    assert found(text, "negations") == ["must not pay", "never sang"]
+    assert found(text, "modals") == ["must not pay", "may go"]
 
 
 @pytest.mark.parametrize("text", ["nothing", "a notable cannon", "He said no.", "knot tied"])
@@ -149,6 +157,46 @@ def test_atoms_are_ascending_disjoint_and_inside(text: str) -> None:
     assert all(start < end for start, end in spans)
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("We met Ada Lovelace in New York.", ["Ada Lovelace", "New York"]),
+        ("Ada Lovelace met us.", ["Ada Lovelace"]),
+        ("The Beatles and I sang. In Rome it rained.", ["Beatles", "Rome"]),
+        ("Is it Dr. Smith’s? J. R. R. Tolkien's?", ["Dr. Smith", "J. R. R. Tolkien"]),
+        ("the U.S. Army, O'Brien, Jean-Luc", ["U.S. Army", "O'Brien", "Jean-Luc"]),
+        ("iPhone, x86, B2B, Covid-19, AT&T", ["iPhone", "x86", "B2B", "Covid-19", "AT&T"]),
+        ("NATO met. WHO did.", ["NATO", "WHO"]),
+        ("They live in New\nYork now", ["New\nYork"]),
+        ("von Łukasz, Ἀθῆναι, Москва", ["Łukasz", "Ἀθῆναι", "Москва"]),
+        ("他的iPhone手机", ["iPhone"]),
+        ("wie der Hund", ["Hund"]),
+    ],
+)
+def test_names_are_told_by_their_capitals(text: str, names: list[str]) -> None:
+    assert found(text, "names") == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dogs bark. Cats don't! Do they? “Never.”",
+        "It ends.\n\nHeading\n\n- First item\n- Second item",
+        "He said: I'm here and I’ve seen it.",
+        "no capitals at all, 5 km, 3rd, 10GB",
+        "北京没有大写字母。",
+        "",
+    ],
+)
+def test_a_capital_that_starts_a_sentence_makes_no_name(text: str) -> None:
+    assert found(text, "names") == []
+
+
+@pytest.mark.parametrize("piece", ["A", "a", "Aa ", "A.", "\n", " ", "- ", '" ', "A-", "\n- A"])
+def test_names_are_found_behind_long_runs_of_anything(piece: str) -> None:
+    assert found(piece * 50_000 + " x86", "names")[-1].endswith("x86")
+
+
 # --- what the caller wants kept -------------------------------------------------------------
 
 
@@ -203,3 +251,25 @@ def test_every_literal_that_occurs_is_covered(text: str, literals: list[str]) ->
         place = text.find(literal)
         if place >= 0:
             assert any(a <= place and place + len(literal) <= b for a, b in spans)
+
+
+def test_kinds_are_kept_by_their_patterns() -> None:
+    text = "Ada did not pay 5 km, you know, to Rome."
+    assert [text[a:b] for a, b in keep_spans(text, must_keep("numbers"))] == ["5 km"]
+    patterns = [*must_keep("negations", "names"), "know"]
+    assert [text[a:b] for a, b in keep_spans(text, patterns)] == ["not pay", "know", "Rome"]
+    assert set(KEEP_KINDS) == {*ATOM_KINDS, "names"}
+
+
+@pytest.mark.parametrize("kinds", [(), ("number",), ("numbers", "Names")])
+def test_kinds_that_do_not_exist_are_refused(kinds: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"numbers, .*modals"):
+        must_keep(*kinds)
+
+
+@given(
+    st.text(st.sampled_from("Aa'’.-&1 \n\"北Łǅ\u0301"), max_size=40),
+    st.sampled_from(KEEP_KINDS),
+)
+def test_a_kind_is_kept_where_it_is_found(text: str, kind: str) -> None:
+    assert keep_spans(text, must_keep(kind)) == atoms(text, [kind])
