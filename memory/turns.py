@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from ..core.budget import TokenCounter
 from ..core.errors import InputError
 
 __all__ = [
+    "ADDED",
     "SYSTEM_ROLES",
     "Costs",
     "Message",
     "as_messages",
+    "completed",
     "grouped",
     "is_open",
     "searchable",
@@ -22,12 +25,19 @@ __all__ = [
     "waiting",
 ]
 
+logger = logging.getLogger(__name__)
+
 Message = dict[str, Any]
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 """Roles whose messages are never left out."""
 
+ADDED = "added"
+"""A key of messages that nobody has said."""
+
 _ROLES = SYSTEM_ROLES | {"user", "assistant", "tool"}
+
+_NO_RESULT = "No result was given."
 
 _OVERHEAD = 4
 """Tokens that an API adds for a message and its role, rounded up."""
@@ -159,6 +169,34 @@ def grouped(messages: Sequence[Message], begun: Sequence[Message] = ()) -> list[
         else:
             units.append([message])
     return units
+
+
+def completed(messages: Iterable[Message], open_calls: Iterable[str] = ()) -> Iterator[Message]:
+    """Messages in which each tool call has its result before another message comes.
+
+    A run that was stopped leaves calls without results, and one that returns directly as well.
+    No API takes them, so a result that says so is added, and a warning is logged.
+
+    Parameters
+    ----------
+    messages
+        What comes next.
+    open_calls
+        The ids of calls whose results have not come yet.
+    """
+    left = list(open_calls)
+    for message in messages:
+        if message["role"] != "tool":
+            yield from map(_no_result, left)
+            left = waiting([message])
+        elif message.get("tool_call_id") in left:
+            left.remove(message["tool_call_id"])
+        yield message
+
+
+def _no_result(name: str) -> Message:
+    logger.warning("the tool call %r has no result; the model is told so", name)
+    return {"role": "tool", "tool_call_id": name, "content": _NO_RESULT, ADDED: True}
 
 
 def is_open(unit: Sequence[Message]) -> bool:

@@ -19,6 +19,7 @@ from ._models import load_model
 
 if TYPE_CHECKING:
     from ...memory.content import Content
+    from ...memory.latent import CCM
 
 __all__ = ["run"]
 
@@ -61,19 +62,31 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _memory(options: argparse.Namespace) -> Any:
-    from ...memory.kv import KVMemory, get_policy
+    from ...memory.kv import get_policy
+    from ...memory.make import make_memory
 
-    policy = get_policy(options.memory)  # a wrong name is known before the model is loaded
+    get_policy(options.memory)  # a wrong name is known before the model is loaded
     model, tokenizer = load_model(options.model, options.device, options.dtype)
-    if not options.adapter:
-        return KVMemory(model, tokenizer, policy, options.budget, keep=options.keep)
-    from ...memory.latent import CCM, CCMMemory
+    adapter = _adapter(model, tokenizer, options) if options.adapter else None
+    return make_memory(
+        model,
+        tokenizer,
+        "ccm" if adapter else options.memory,
+        adapter=adapter,
+        budget=options.budget,
+        keep=options.keep,
+    )
+
+
+def _adapter(model: Any, tokenizer: Any, options: argparse.Namespace) -> CCM:
+    """The adapter; one whose memory would grow with each turn has the budget as its cap."""
+    from ...memory.latent import CCM
 
     ccm = CCM.from_pretrained(model, options.adapter, tokenizer)
-    if ccm.spec.update == "concat":
-        cap = max(1, options.budget // ccm.spec.comp_tokens)
-        ccm = CCM(model, replace(ccm.spec, cap=cap), ccm.adapter)
-    return CCMMemory(ccm, tokenizer)
+    if ccm.spec.update != "concat":
+        return ccm
+    cap = max(1, options.budget // ccm.spec.comp_tokens)
+    return CCM(model, replace(ccm.spec, cap=cap), ccm.adapter)
 
 
 class _Chat:

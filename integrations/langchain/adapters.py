@@ -15,9 +15,10 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from ...core import Passage
 from ...core.compressor import Compressor
 from ...core.errors import InputError
+from ...memory.following import Followers
 from ...memory.text import TextMemory
 from .._settings import CompressionSettings
-from ._bounded import Conversations
+from ._bounded import bounded
 from ._messages import last_question
 from .tool_output_middleware import Shortener
 
@@ -204,7 +205,7 @@ def compress_messages_node(
     >>> graph.add_node("compress", compress_messages_node(4000))          # doctest: +SKIP
     """
     like = TextMemory(budget, counter=counter, method=method, encoder=encoder, recall=recall)
-    threads = Conversations(like, max_threads)
+    threads = Followers(like, max_threads)
 
     def compress(state: Any, config: RunnableConfig) -> dict[str, list[BaseMessage]]:
         is_dict = isinstance(state, Mapping)
@@ -212,8 +213,8 @@ def compress_messages_node(
         if not isinstance(messages, list):
             raise InputError(f"the state has no list of messages under {input_key!r}")
         thread = config.get("configurable", {}).get("thread_id")
-        view = threads.of(None if thread is None else str(thread))
-        return {output_key: view.read(messages, last_question(messages))}
+        follower = threads.of(None if thread is None else str(thread))
+        return {output_key: bounded(follower, messages, last_question(messages))}
 
     async def acompress(state: Any, config: RunnableConfig) -> dict[str, list[BaseMessage]]:
         return await asyncio.to_thread(compress, state, config)

@@ -11,8 +11,9 @@ from langchain_core.messages import BaseMessage
 
 from ...core.compressor import Compressor
 from ...core.errors import InputError
+from ...memory.following import Follower
 from ...memory.text import TextMemory
-from ._bounded import BoundedMessages
+from ._bounded import bounded
 from ._messages import from_openai, to_openai
 
 __all__ = ["ArchivedChatMessageHistory", "CompressedChatMessageHistory"]
@@ -75,7 +76,7 @@ class CompressedChatMessageHistory(BaseChatMessageHistory):
                 f"example InMemoryChatMessageHistory()"
             )
         self.history = history
-        self._view = BoundedMessages(
+        self._follower = Follower(
             TextMemory(budget, counter=counter, method=method, encoder=encoder, recall=recall)
         )
 
@@ -86,7 +87,7 @@ class CompressedChatMessageHistory(BaseChatMessageHistory):
 
     def read(self, query: str | None = None) -> list[BaseMessage]:
         """Give the messages within the budget, with a quotation of those that a query needs."""
-        return self._view.read(self.history.messages, query)
+        return bounded(self._follower, self.history.messages, query)
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Add messages to the other history."""
@@ -98,7 +99,8 @@ class CompressedChatMessageHistory(BaseChatMessageHistory):
 
     async def aread(self, query: str | None = None) -> list[BaseMessage]:
         """`read` with the other history's own way to wait, and in a thread."""
-        return await asyncio.to_thread(self._view.read, await self.history.aget_messages(), query)
+        messages = await self.history.aget_messages()
+        return await asyncio.to_thread(bounded, self._follower, messages, query)
 
     async def aget_messages(self) -> list[BaseMessage]:
         """`messages`, as `aread` gives them."""

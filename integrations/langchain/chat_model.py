@@ -74,13 +74,15 @@ class _Local:
     def chat(self, llm: ChatLaconic) -> tuple[Callable[[], ModelMemory[Any]], Chat]:
         """What makes empty memories, and the chat that answers from them."""
         from ...memory.chat import Chat
+        from ...memory.make import make_memory
 
         model, tokenizer = self.pair(llm)
-        names = ("memory", "adapter", "budget", "keep", "storage", "cache_bytes")
-        described = (id(model), *(getattr(llm, name) for name in names))
+        names = ("memory", "adapter", "budget", "keep", "storage")
+        options = {name: getattr(llm, name) for name in names}
+        described = (id(model), *options.values(), llm.cache_bytes)
         with self._lock:
             if described not in self._chats:
-                make = _maker(llm, model, tokenizer)
+                make = make_memory(model, tokenizer, **options).fork
                 self._chats[described] = (make, Chat(make, max_bytes=llm.cache_bytes))
             return self._chats[described]
 
@@ -91,23 +93,6 @@ class _Local:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Local, ()
-
-
-def _maker(llm: ChatLaconic, model: Any, tokenizer: Any) -> Callable[[], ModelMemory[Any]]:
-    if llm.memory == "ccm":
-        from ...memory.latent.ccm import CCM
-        from ...memory.latent.memory import CCMMemory
-
-        if llm.adapter is None:
-            raise InputError("memory='ccm' needs the folder of its trained adapter: adapter=path")
-        ccm = CCM.from_pretrained(model, llm.adapter, tokenizer)
-        return lambda: CCMMemory(ccm, tokenizer)
-    if llm.adapter is not None:
-        raise InputError(f"memory={llm.memory!r} has no adapter; set memory='ccm'")
-    from ...memory.kv import KVMemory
-
-    empty = KVMemory(model, tokenizer, llm.memory, llm.budget, keep=llm.keep, storage=llm.storage)
-    return empty.fork
 
 
 class ChatLaconic(BaseChatModel):

@@ -15,8 +15,9 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 
 from ...core.compressor import Compressor
+from ...memory.following import Follower, Followers
 from ...memory.text import TextMemory
-from ._bounded import Conversations
+from ._bounded import bounded
 from ._messages import last_question, to_openai
 
 __all__ = ["ContextCompressionMiddleware"]
@@ -81,7 +82,7 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self.persist = persist
         like = TextMemory(budget, counter=counter, method=method, encoder=encoder, recall=recall)
         self._like = like
-        self._sent = Conversations(like, max_threads)
+        self._threads = Followers(like, max_threads)
 
     def wrap_model_call(
         self,
@@ -104,7 +105,7 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if not self.persist:
             return None
         messages: Sequence[BaseMessage] = state["messages"]
-        shown = self._sent.of(_thread(runtime)).read(messages)
+        shown = bounded(self._follower(runtime), messages)
         if len(shown) == len(messages) and all(map(is_, shown, messages)):
             return None
         return {"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *shown]}
@@ -116,9 +117,8 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return await asyncio.to_thread(self.before_model, state, runtime)
 
     def _within(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        messages: Any = self._sent.of(_thread(request.runtime)).read(
-            request.messages, last_question(request.messages), taken=self._taken(request)
-        )
+        follower, query = self._follower(request.runtime), last_question(request.messages)
+        messages: Any = bounded(follower, request.messages, query, taken=self._taken(request))
         return request.override(messages=messages)
 
     def _taken(self, request: ModelRequest[Any]) -> int:
@@ -128,8 +128,7 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         written = json.dumps(tools, default=str) if tools else ""
         return self._like.count(to_openai(system)) + self._like.counter.count(written)
 
-
-def _thread(runtime: Runtime[Any] | None) -> str | None:
-    """The id of the thread; None where there is none to go on with."""
-    info = runtime.execution_info if runtime else None
-    return info.thread_id if info else None
+    def _follower(self, runtime: Runtime[Any] | None) -> Follower:
+        """What follows the thread; one of no use later where there is no thread to go on with."""
+        info = runtime.execution_info if runtime else None
+        return self._threads.of(info.thread_id if info else None)

@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from ...memory.turns import Message
+from ...memory.turns import ADDED, Message, completed, waiting
 
 __all__ = ["from_openai", "last_question", "to_openai", "was_said", "whole"]
 
@@ -41,12 +41,10 @@ _ROLES = {
 
 _BLOCK: TypeAdapter[Any] = TypeAdapter(ContentBlock)
 
-_ROLE, _KWARGS, _ADDED = "llama_role", "additional_kwargs", "added"
+_ROLE, _KWARGS = "llama_role", "additional_kwargs"
 _AT, _ALSO, _UNNAMED = "at", "also", "unnamed"
 _NUMBER = "#"
 """Between a tool's name and a number, for its second call without an id."""
-
-_NO_RESULT = "No result was given."
 
 
 def to_openai(message: ChatMessage) -> Message:
@@ -162,32 +160,34 @@ def _says(block: Mapping[str, Any]) -> bool:
     return bool(block["type"] != "text" or block["text"])
 
 
-def whole(messages: Sequence[Message], waiting: Sequence[str]) -> Iterator[Message]:
+def whole(messages: Sequence[Message], open_calls: Sequence[str]) -> Iterator[Message]:
     """Messages in which every tool call has one result, and every result a call.
 
-    An agent that was stopped leaves calls without results, and one that returns directly as
-    well; a history that was cut has results without calls. What is missing is added, for no API
-    takes one without the other, and a warning is logged.
+    What is missing is added, for no API takes one without the other: results as `completed`
+    does, and calls, for a history that was cut has results without them.
 
     Parameters
     ----------
     messages
         What comes next.
-    waiting
+    open_calls
         The ids of calls whose results have not come yet.
     """
-    open_calls = list(waiting)
+    return completed(_called(messages, open_calls), open_calls)
+
+
+def _called(messages: Sequence[Message], open_calls: Sequence[str]) -> Iterator[Message]:
+    """Messages in which every result has a call, and names it."""
+    left = list(open_calls)
     for message in messages:
         if message["role"] != "tool":
-            yield from map(_no_result, open_calls)
-            open_calls = [call["id"] for call in message.get("tool_calls") or ()]
-        elif name := _answered(message, open_calls):
-            open_calls.remove(name)
+            left = waiting([message])
+        elif name := _answered(message, left):
+            left.remove(name)
             own = message.get("tool_call_id")
             message = message if own == name else {**message, "tool_call_id": name, _UNNAMED: own}
         else:
-            yield from map(_no_result, open_calls)
-            open_calls = []
+            left = []
             own = message.get("tool_call_id")
             message = message if own else {**message, "tool_call_id": "unknown", _UNNAMED: own}
             yield _no_call(message)
@@ -203,22 +203,17 @@ def _answered(result: Message, open_calls: Sequence[str]) -> str | None:
     return next((call for call in open_calls if call.startswith(start)), None)
 
 
-def _no_result(name: str) -> Message:
-    logger.warning("the tool call %r has no result; the model is told so", name)
-    return {"role": "tool", "tool_call_id": name, "content": _NO_RESULT, _ADDED: True}
-
-
 def _no_call(result: Message) -> Message:
     name = result["tool_call_id"]
     logger.warning("the tool result %r has no call; one is put before it", name)
     tool = str(result.get(_KWARGS, {}).get("name") or "unknown")
     call = {"id": name, "type": "function", "function": {"name": tool, "arguments": "{}"}}
-    return {"role": "assistant", "content": None, "tool_calls": [call], _ADDED: True}
+    return {"role": "assistant", "content": None, "tool_calls": [call], ADDED: True}
 
 
 def was_said(message: Mapping[str, Any]) -> bool:
     """Whether a message was put, rather than added by `whole`."""
-    return _ADDED not in message
+    return ADDED not in message
 
 
 def last_question(messages: Sequence[ChatMessage]) -> str | None:

@@ -29,6 +29,7 @@ from ...core.errors import InputError
 from ...core.models.loading import load_transformer
 from ...memory.base import ModelMemory
 from ...memory.chat import Chat, Reply
+from ...memory.make import make_memory
 from ...memory.turns import Message
 from ._messages import to_openai
 
@@ -70,7 +71,7 @@ class LaconicLLM(CustomLLM):
     Raises
     ------
     InputError
-        The memory ``"ccm"`` has no adapter, or another field is out of its range.
+        The memory ``"ccm"`` has no adapter, another one has one, or a field is out of its range.
     ModelError
         There is no such model, or it cannot have this memory.
     StateError
@@ -138,24 +139,15 @@ class LaconicLLM(CustomLLM):
             model, "CausalLM", {**settings, "tokenizer": tokenizer}
         )
         self.model_name = self.model_name or str(self._model.config.name_or_path)
-        self._make = self._maker(tokenizer, adapter)
+        self._make = make_memory(
+            self._model,
+            tokenizer,
+            self.memory,
+            adapter=adapter,
+            budget=self.budget,
+            **self.memory_options,
+        ).fork
         self._chat = Chat(self._make, max_bytes=self.max_bytes)
-
-    def _maker(self, tokenizer: Any, adapter: Any) -> Callable[[], ModelMemory[Any]]:
-        options = self.memory_options
-        if self.memory != "ccm":
-            from ...memory.kv import KVMemory
-
-            # A fork costs nothing, where a new one would try out the model's positions again.
-            return KVMemory(self._model, tokenizer, self.memory, self.budget, **options).fork
-        from ...memory.latent.ccm import CCM
-        from ...memory.latent.memory import CCMMemory
-
-        if adapter is None:
-            raise InputError("the memory 'ccm' needs an adapter: its folder, or a CCM")
-        is_loaded = isinstance(adapter, CCM)
-        ccm = adapter if is_loaded else CCM.from_pretrained(self._model, adapter, tokenizer)
-        return CCMMemory(ccm, tokenizer, **options).fork
 
     @classmethod
     def class_name(cls) -> str:

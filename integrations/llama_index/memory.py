@@ -25,7 +25,7 @@ from pydantic import (
 from ...core.errors import BudgetError, InputError, StateError
 from ...memory.base import Memory
 from ...memory.text import TextMemory
-from ...memory.turns import Message
+from ...memory.turns import Message, waiting
 from ._memory_settings import MemorySettings
 from ._messages import from_openai, last_question, to_openai, was_said, whole
 
@@ -263,12 +263,9 @@ class CompressedMemory(MemorySettings, BaseMemory):
 
 def tell(memory: TextMemory, messages: Sequence[Message]) -> None:
     """Let a memory observe messages, after what is missing of tool calls was added."""
-    begun = memory.said(memory.turns)[-1] if memory.turns else []
-    answered = {message.get("tool_call_id") for message in begun[1:]}
-    calls = (begun[0].get("tool_calls") or ()) if begun else ()
-    waiting = [call["id"] for call in calls if call["id"] not in answered]
+    open_calls = [call for unit in memory.said(memory.turns) for call in waiting(unit)]
     told = [m for m in messages if m["content"] or m.get("tool_calls") or m["role"] == "tool"]
-    memory.observe(list(whole(told, waiting)))
+    memory.observe(list(whole(told, open_calls)))
 
 
 def said(memory: TextMemory) -> list[Message]:

@@ -26,7 +26,7 @@ from ._messages import from_openai, to_openai
 from .llm import STATE, LaconicLLM, spoken
 from .memory import from_base64, to_base64
 
-__all__ = ["CCMMemory", "InfiniPotMemory"]
+__all__ = ["CCMMemory", "InfiniPotMemory", "StateMemory"]
 
 
 _ATTACHED: WeakValueDictionary[str, LaconicLLM] = WeakValueDictionary()
@@ -41,8 +41,31 @@ def _named(llm: LaconicLLM) -> str:
     return name
 
 
-class _StateMemory(BaseMemory):
-    """What both memories have in common; they say the rest."""
+class StateMemory(BaseMemory):
+    """A conversation of any length in a state of a `LaconicLLM`.
+
+    `get` gives a message that stands for the state, which only the memory's own LLM
+    understands, and behind it the messages that no answer has followed. An answer that is put
+    is read with all that came before it. What was read is in the state and nowhere else.
+
+    ``to_dict`` holds the state, but not the model. In the same process the model is found again,
+    so a ``Context`` goes on from run to run; in another one ``from_dict(data, llm=llm)`` does, or
+    `attach` and passing the memory to ``run``. Until then it takes messages, but gives none.
+
+    Parameters
+    ----------
+    llm
+        The LLM; None to attach it later.
+    state, unread, attached
+        What ``to_dict`` of another memory has under these names.
+
+    Raises
+    ------
+    InputError
+        The LLM has another kind of memory.
+    StateError
+        The state is damaged, or of another model, adapter or budget.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -78,7 +101,7 @@ class _StateMemory(BaseMemory):
         chat_history: Sequence[ChatMessage] | None = None,
         llm: LaconicLLM | None = None,
         **fields: Any,
-    ) -> _StateMemory:
+    ) -> StateMemory:
         """Make a memory that has read messages."""
         memory = cls(llm, **fields)
         memory.put_messages(list(chat_history or ()))
@@ -220,34 +243,19 @@ class _StateMemory(BaseMemory):
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self._parts()), ()
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> _StateMemory:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> StateMemory:
         return type(self)(self._llm, **self._parts())
 
 
-class InfiniPotMemory(_StateMemory):
+class InfiniPotMemory(StateMemory):
     """A conversation of any length in the bounded KV cache of a `LaconicLLM`.
-
-    `get` gives a message that stands for the state, which only the memory's own LLM
-    understands, and behind it the messages that no answer has followed. An answer that is put
-    is read with all that came before it. What was read is in the state and nowhere else.
-
-    ``to_dict`` holds the state, but not the model. In the same process the model is found again,
-    so a ``Context`` goes on from run to run; in another one ``from_dict(data, llm=llm)`` does, or
-    `attach` and passing the memory to ``run``. Until then it takes messages, but gives none.
 
     Parameters
     ----------
     llm
         The LLM, with a policy of a `KVMemory` as its memory; None to attach it later.
-    state, unread, attached
-        What ``to_dict`` of another memory has under these names.
-
-    Raises
-    ------
-    InputError
-        The LLM has another kind of memory.
-    StateError
-        The state is damaged, or of another model or budget.
+    **fields
+        As `StateMemory` takes them.
 
     Examples
     --------
@@ -266,30 +274,15 @@ class InfiniPotMemory(_StateMemory):
         return "InfiniPotMemory"
 
 
-class CCMMemory(_StateMemory):
+class CCMMemory(StateMemory):
     """A conversation of any length in what a trained adapter leaves of it.
-
-    `get` gives a message that stands for the state, which only the memory's own LLM
-    understands, and behind it the messages that no answer has followed. An answer that is put
-    is read with all that came before it. What was read is in the state and nowhere else.
-
-    ``to_dict`` holds the state, but not the model. In the same process the model is found again,
-    so a ``Context`` goes on from run to run; in another one ``from_dict(data, llm=llm)`` does, or
-    `attach` and passing the memory to ``run``. Until then it takes messages, but gives none.
 
     Parameters
     ----------
     llm
         The LLM, with ``"ccm"`` as its memory; None to attach it later.
-    state, unread, attached
-        What ``to_dict`` of another memory has under these names.
-
-    Raises
-    ------
-    InputError
-        The LLM has another kind of memory.
-    StateError
-        The state is damaged, or of another model or adapter.
+    **fields
+        As `StateMemory` takes them.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...core.errors import InputError, StateError
+from ...core.errors import InputError
+from ...core.training import checkpoint
+from ..files import model_fingerprint
 from ..latent.base import Example, LatentMemory
 from ..latent.conditional_lora import ConditionalLora
 
@@ -180,12 +182,12 @@ def fit(
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    checkpoint = None if folder is None else Path(folder) / _CHECKPOINT
+    file = None if folder is None else Path(folder) / _CHECKPOINT
     owner = _owner(memory, recipe, examples)
     end = min(recipe.steps, stop_after or recipe.steps)
     with _prepared(memory.model, recipe), _seeded(memory.model, recipe.seed):
-        if checkpoint is not None and checkpoint.exists():
-            _resume(checkpoint, owner, run, optimizer)
+        if file and (state := checkpoint.resume(file, owner)):
+            _go_on(state, run, optimizer)
         adapter.train()
         start = len(run.losses)
         with tqdm(range(start, end), initial=start, total=end, disable=not progress) as bar:
@@ -193,8 +195,8 @@ def fit(
                 run.losses.append(_step(memory, examples, recipe, optimizer, step))
                 bar.set_postfix(loss=f"{run.losses[-1]:.3f}")
                 done = step + 1
-                if checkpoint is not None and (done % recipe.save_every == 0 or done == end):
-                    _save(checkpoint, owner, run, optimizer)
+                if file and (done % recipe.save_every == 0 or done == end):
+                    checkpoint.save(file, owner, _state(run, optimizer))
     adapter.eval()
     return run
 
@@ -263,45 +265,32 @@ def _seeded(model: Any, seed: int) -> Iterator[None]:
 def _owner(memory: LatentMemory, recipe: Recipe, examples: Sequence[Example]) -> str:
     """What a checkpoint belongs to."""
     spec = getattr(memory, "spec", None)
-    described = [type(memory).__name__, repr(spec), asdict(recipe)]
+    described = [type(memory).__name__, repr(spec), asdict(recipe), model_fingerprint(memory.model)]
     digest = hashlib.sha256(json.dumps(described).encode())
     for example in examples:
         digest.update(repr(example).encode())
     return digest.hexdigest()
 
 
-def _save(path: Path, owner: str, run: Run[Any], optimizer: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _state(run: Run[Any], optimizer: Any) -> dict[str, Any]:
+    """What the run needs to go on."""
     model = run.memory.model
-    held = {
-        "owner": owner,
+    state = {
         "losses": run.losses,
         "adapter": run.memory.adapter.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
     }
     if model.device.type == "cuda":
-        held["cuda"] = torch.cuda.get_rng_state(model.device)
-    temporary = path.with_suffix(".part")
-    torch.save(held, temporary)
-    temporary.replace(path)
+        state["cuda"] = torch.cuda.get_rng_state(model.device)
+    return state
 
 
-def _resume(path: Path, owner: str, run: Run[Any], optimizer: Any) -> None:
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = held["owner"]
-        if theirs == owner:
-            run.memory.adapter.load_state_dict(held["adapter"])
-            optimizer.load_state_dict(held["optimizer"])
-            torch.set_rng_state(held["random"])
-            if "cuda" in held:
-                torch.cuda.set_rng_state(held["cuda"], run.memory.model.device)
-            run.losses = list(held["losses"])
-    except Exception as error:
-        raise StateError(f"{path} is damaged: {error}; delete it to begin anew") from error
-    if theirs != owner:
-        raise StateError(
-            f"{path} is of a run with another memory, recipe or data; take another folder, or "
-            f"delete it"
-        )
+def _go_on(state: Mapping[str, Any], run: Run[Any], optimizer: Any) -> None:
+    """Bring the run to where it was when that state was saved."""
+    run.memory.adapter.load_state_dict(state["adapter"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], run.memory.model.device)
+    run.losses = list(state["losses"])

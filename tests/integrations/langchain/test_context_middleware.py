@@ -7,8 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.language_models import GenericFakeChatModel
@@ -32,8 +30,6 @@ from laconic.integrations.langchain import (
     ContextCompressionMiddleware,
     ToolOutputCompressionMiddleware,
 )
-from laconic.integrations.langchain._bounded import BoundedMessages, Conversations
-from laconic.memory.text import TextMemory
 
 COUNTER = TokenCounter.of(None)
 SYSTEM = "You are a patient guide who answers in one sentence."
@@ -277,16 +273,6 @@ def test_a_forgotten_thread_is_read_again(max_threads) -> None:
     assert "a" + "11:" not in last
 
 
-def test_only_so_many_threads_are_kept() -> None:
-    kept = Conversations(TextMemory(100), 2)
-    a, b = kept.of("a"), kept.of("b")
-    assert kept.of("a") is a
-    kept.of("c")
-    assert kept.of("a") is a
-    assert kept.of("b") is not b
-    assert kept.of(None) is not kept.of(None)
-
-
 def test_a_fork_knows_nothing_of_the_branch_that_was_left() -> None:
     model = answering()
     agent = create_agent(
@@ -462,21 +448,6 @@ def test_what_cannot_be_followed_is_sent_as_it_is_with_a_warning(fault, caplog) 
     assert tokens(sent_for(middleware, [*chat(20), HumanMessage("When?")])) <= 300
 
 
-def test_a_turn_that_cannot_be_compressed_is_left_out_as_soon_as_it_is_not_the_newest(
-    caplog,
-) -> None:
-    view = BoundedMessages(TextMemory(300))
-    messages = [*chat(20), calls("x " * 900), ToolMessage("Noon.", tool_call_id="x " * 900)]
-    for turn in range(20):
-        messages += [HumanMessage(f"Question {turn}: and then?")]
-        passed = view.read(messages)
-        assert tokens(passed) <= 300
-        assert passed[-1] is messages[-1]
-        assert_paired(passed)
-        messages += [AIMessage(f"Then comes stop {turn}.")]
-    assert caplog.text.count("an earlier turn is left out") == 1
-
-
 def test_where_system_and_tools_take_all_there_is_a_warning(caplog) -> None:
     messages = [*chat(20), HumanMessage("When?")]
     with caplog.at_level(logging.WARNING, "laconic"):
@@ -578,52 +549,6 @@ def test_persist_does_nothing_where_nothing_is_to_be_done() -> None:
     assert middleware.before_model({"messages": shown}, None) is None
     quiet = ContextCompressionMiddleware(300)
     assert quiet.before_model({"messages": chat(30)}, None) is None
-
-
-def test_threads_share_a_view() -> None:
-    view = BoundedMessages(TextMemory(300))
-    lists = [[*chat(n), HumanMessage(f"What is platform {n} like?")] for n in range(1, 25)]
-
-    async def run() -> list[list[BaseMessage]]:
-        return await asyncio.gather(*(asyncio.to_thread(view.read, m, "platform") for m in lists))
-
-    for shown, messages in zip(asyncio.run(run()), lists, strict=True):
-        assert tokens(shown) <= 300
-        assert shown[-1] is messages[-1]
-
-
-words = st.lists(
-    st.sampled_from("the 42 cat. sat! not 日本。 👋 Lisbon, \n\n".split(" ")), max_size=60
-)
-contents = words.map(" ".join)
-units = st.one_of(
-    contents.map(lambda text: [HumanMessage(text)]),
-    contents.map(lambda text: [AIMessage(text)]),
-    st.tuples(contents, contents).map(
-        lambda texts: [
-            calls("a", "b"),
-            ToolMessage(texts[0], tool_call_id="b"),
-            ToolMessage(texts[1], tool_call_id="a"),
-        ]
-    ),
-)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 12), st.lists(units, max_size=8)), max_size=6))
-def test_however_a_conversation_changes_its_view_is_whole_and_bounded(changes) -> None:
-    view = BoundedMessages(TextMemory(300))
-    told: list[list[BaseMessage]] = []
-    for back, more in changes:
-        told = [*told[: max(0, len(told) - back)], *more]
-        messages = [message for unit in told for message in unit] + [HumanMessage("Where? When?")]
-        shown = view.read(messages, "Where? When?")
-        assert tokens(shown) <= 300
-        assert_paired(shown)
-        assert shown[-1] is messages[-1]
-        order = {id(message): place for place, message in enumerate(messages)}
-        places = [order[id(message)] for message in shown if id(message) in order]
-        assert places == sorted(places)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,8 @@ def test_a_model_is_loaded_by_its_folder(local_model: tuple[Any, Any], ccm: Any,
 def test_what_cannot_be_is_refused_at_once(local_model: tuple[Any, Any], tmp_path) -> None:
     with pytest.raises(InputError, match="needs an adapter"):
         LaconicLLM(*local_model, memory="ccm")
+    with pytest.raises(InputError, match="has no adapter"):
+        LaconicLLM(*local_model, adapter=tmp_path)
     with pytest.raises(UnknownMethodError):
         LaconicLLM(*local_model, memory="no such policy")
     with pytest.raises(StateError):

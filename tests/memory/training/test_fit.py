@@ -94,8 +94,13 @@ def test_checkpoints_of_another_run_and_damaged_ones_are_refused(tmp_path: Path)
         (SPEC, EXAMPLES, replace(RECIPE, learning_rate=1e-3)),
     ]
     for spec, examples, recipe in others:
-        with pytest.raises(StateError, match="another memory, recipe or data"):
+        with pytest.raises(StateError, match="another model, recipe or data"):
             train(base, spec, examples, recipe, folder=tmp_path)
+    for name in ("llama", "qwen3"):
+        other = model(name)
+        other.get_input_embeddings().weight[0, 0] += 1
+        with pytest.raises(StateError, match="another model, recipe or data"):
+            train(other, SPEC, EXAMPLES, RECIPE, folder=tmp_path)
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(StateError, match="damaged"):
