@@ -18,6 +18,8 @@ __all__ = ["METHODS", "best_method", "get_compressor"]
 METHODS = {
     "lexical": "lexical:Lexical",
     "extractive": "extractive:Extractive",
+    "pruner": "pruner:Pruner",
+    "tagger": "tagger:Tagger",
     "selective_context": "selective_context:SelectiveContext",
     "llmlingua": "llmlingua:LLMLingua",
     "longllmlingua": "longllmlingua:LongLLMLingua",

@@ -39,7 +39,8 @@ class LLMLingua2(Method):
     Parameters
     ----------
     model
-        A `TokenClassifier`, or what makes one: a hub id, a folder. None for the published
+        A `TokenClassifier`, another object with its ``tag``, or what makes one: a hub id, a
+        folder. None for the published
         XLM-RoBERTa (large); ``"microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"``
         is smaller.
     force_tokens
@@ -69,7 +70,7 @@ class LLMLingua2(Method):
     ) -> None:
         self.model = (
             model
-            if isinstance(model, TokenClassifier)
+            if hasattr(model, "tag")
             else TokenClassifier(
                 model or _DEFAULT_MODEL,
                 device=device,

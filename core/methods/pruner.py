@@ -35,7 +35,8 @@ class Pruner(Method):
     Parameters
     ----------
     model
-        A `PrunerModel`, or the folder that `laconic train pruner` saved.
+        A `PrunerModel`, or the folder that `laconic train pruner` saved; None for the one
+        that comes with laconic.
     encoder
         The encoder that the model was trained for, a hub id or a folder; None for
         all-MiniLM-L6-v2.
@@ -56,7 +57,7 @@ class Pruner(Method):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         *,
         encoder: Any = None,
         threshold: float | None = None,

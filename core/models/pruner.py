@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..types import Span
 from .alignment import Floats, Tokens, first_units, mean_by_unit, tokenize
 from .loading import finite, fitting_batch
-from .pruner_network import Ids, Network, States
+from .pruner_network import Ids, Network, States, bundled
 from .remembered import Remembered
 
 __all__ = ["Judged", "Known", "Piece", "PrunerModel", "Reading", "pieces"]
@@ -111,7 +111,8 @@ class PrunerModel:
     Parameters
     ----------
     adapter
-        The folder that `laconic train pruner` saved, or a `Network`.
+        The folder that `laconic train pruner` saved, or a `Network`; None for the one that
+        comes with laconic.
     encoder
         The encoder it was trained for; None for all-MiniLM-L6-v2.
     window
@@ -128,7 +129,7 @@ class PrunerModel:
 
     def __init__(
         self,
-        adapter: str | Path | Network,
+        adapter: str | Path | Network | None = None,
         encoder: Any = None,
         *,
         window: int | None = None,
@@ -152,7 +153,7 @@ class PrunerModel:
         if self._network is None:
             adapter, encoder, _, device, _, _ = self._settings
             assert not isinstance(adapter, Network)
-            self._network = Network.load(adapter, encoder, device=device)
+            self._network = Network.load(adapter or bundled("pruner"), encoder, device=device)
         return self._network
 
     def judge(self, readings: Sequence[Reading]) -> list[Judged]:
@@ -163,12 +164,24 @@ class PrunerModel:
         MissingExtraError, ModelError
             The model cannot be loaded, or its values are not finite.
         """
+        said = zip(readings, self.read(readings), strict=True)
+        return [Judged.of(reading, *each) for reading, each in said]
+
+    def read(self, readings: Sequence[Reading]) -> list[tuple[Tokens, Floats]]:
+        """What is said of each token of each passage: its tokens, and an array of shape
+        ``(4, tokens)`` in the order of `Judged.units`.
+
+        Raises
+        ------
+        MissingExtraError, ModelError
+            The model cannot be loaded, or its values are not finite.
+        """
         import torch
 
         with self._lock, torch.inference_mode():
-            return self._judge(readings)
+            return self._read(readings)
 
-    def _judge(self, readings: Sequence[Reading]) -> list[Judged]:
+    def _read(self, readings: Sequence[Reading]) -> list[tuple[Tokens, Floats]]:
         network = self.load()
         texts, found = pieces(network, readings, self._settings[2] or network.window)
         questions = list(dict.fromkeys(reading.question for reading in readings))
@@ -188,7 +201,7 @@ class PrunerModel:
                 here[1] = float(one.text.float() @ question.text.float())
                 here[2] = finite(logits[i, inside].cpu().numpy())
                 here[3] = float(relevance[i])
-        return [Judged.of(*each) for each in zip(readings, texts, values, strict=True)]
+        return list(zip(texts, values, strict=True))
 
     def know(self, rows: Iterable[Ids]) -> list[Known]:
         """What the encoder says of rows of tokens by themselves."""

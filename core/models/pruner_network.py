@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,9 @@ from ..errors import ModelError
 from .alignment import Floats, tokenize
 from .loading import load_sentence_transformer
 
-__all__ = ["FEATURES", "FILE", "Network", "States", "best_mix"]
+__all__ = ["FEATURES", "FILE", "Network", "States", "best_mix", "bundled"]
 
-FILE = "pruner.safetensors"
+FILE = "adapter.safetensors"
 """The file in which an adapter lies in its folder."""
 
 FEATURES = 8
@@ -262,6 +262,7 @@ class Network:
             "joint": self.joint,
             "window": self.window,
             "encoder": self.fingerprint,
+            "sha256": _digest(held),
             "about": about or {},
         }
         save_file(held, Path(folder) / FILE, {_FORMAT: json.dumps(facts)})
@@ -279,19 +280,22 @@ class Network:
         file = Path(folder) / FILE
         if not file.is_file():
             raise ModelError(
-                f"there is no {file}; train a pruner with `laconic train pruner --data ... "
-                f"--out ...` and give its folder"
+                f"there is no {file}; train an adapter with `laconic train pruner --data ... "
+                f"--out ...` or `laconic train tagger ...` and give its folder"
             )
         try:
             from safetensors import safe_open
 
             with safe_open(file, "pt") as stream:
                 facts = json.loads((stream.metadata() or {})[_FORMAT])
-                held = {name: stream.get_tensor(name).float() for name in stream.keys()}  # noqa: SIM118
+                saved = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             rank, joint, window = (int(facts[name]) for name in ("rank", "joint", "window"))
+            if facts["sha256"] != _digest(saved):
+                raise ValueError("its values are not those that were saved")
+            held = {name: tensor.float() for name, tensor in saved.items()}
         except Exception as error:
             raise ModelError(
-                f"{file} is damaged or no pruner: {type(error).__name__}: {error}; train it "
+                f"{file} is damaged or no adapter: {type(error).__name__}: {error}; train it "
                 f"again, or reinstall laconic"
             ) from error
         network = cls(encoder, joint=joint, rank=rank, device=device)
@@ -304,13 +308,18 @@ class Network:
         shapes = {name: tensor.shape for name, tensor in network.tensors.items()}
         mixes = mix is not None and mix.shape == (FEATURES + 1,)
         if not mixes or shapes != {k: v.shape for k, v in held.items()}:
-            raise ModelError(f"{file} lacks some of what a pruner needs; train it again")
+            raise ModelError(f"{file} lacks some of what an adapter holds; train it again")
         if not all(bool(tensor.isfinite().all()) for tensor in (mix, *held.values())):
             raise ModelError(f"{file} holds values that are not finite; train it again")
         network.tensors = {name: tensor.to(network.device) for name, tensor in held.items()}
         network.mix, network.window = mix.double().numpy(), window
         network.merge()
         return network
+
+
+def bundled(name: str) -> Path:
+    """The folder of an adapter of all-MiniLM-L6-v2 that comes with laconic."""
+    return Path(__file__).parents[1] / "weights" / name
 
 
 def _layers(encoder: Any, layers: Any) -> Any:
@@ -376,6 +385,14 @@ def best_mix(features: Sequence[Floats], wanted: Sequence[Flags], start: Floats)
     optimizer.step(closure)
     mixed: Floats = mix.detach().numpy()
     return mixed
+
+
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """Of the values, so that damage shows: safetensors itself has no checksum."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(base: Any) -> str:

@@ -238,7 +238,7 @@ class TestBadModels:
     @pytest.mark.parametrize("size", [0, 9, 4000])
     def test_a_damaged_file(self, adapter: Path, models: Models, tmp_path: Path, size: int) -> None:
         (tmp_path / FILE).write_bytes((adapter / FILE).read_bytes()[:size])
-        with pytest.raises(ModelError, match="is damaged or no pruner"):
+        with pytest.raises(ModelError, match="is damaged or no adapter"):
             Network.load(tmp_path, str(models("bert")), device="cpu")
 
     def test_values_that_are_not_finite(self, models: Models, tmp_path: Path) -> None:
