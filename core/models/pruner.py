@@ -13,11 +13,12 @@ import numpy as np
 from ..errors import InputError
 from ..types import Span
 from .alignment import Floats, Tokens, first_units, mean_by_unit, tokenize
+from .hidden_states import Ids, Known
 from .loading import finite, fitting_batch
-from .pruner_network import Ids, Network, States, bundled
+from .pruner_network import Network, bundled
 from .remembered import Remembered
 
-__all__ = ["Judged", "Known", "Piece", "PrunerModel", "Reading", "pieces"]
+__all__ = ["Judged", "Piece", "PrunerModel", "Reading", "pieces"]
 
 _NOTHING = (0.0, 0.0, -10.0, -10.0)
 """What is said of a unit without a token."""
@@ -82,23 +83,6 @@ class Piece(NamedTuple):
     stop: int
     row: Ids
     lead: int
-
-
-class Known(NamedTuple):
-    """What the encoder says of a row of tokens by itself, in half precision.
-
-    Attributes
-    ----------
-    hidden, tokens
-        The states in front of the upper layers, and the embedding of each token behind them;
-        tensors of shape ``(tokens, width)``.
-    text
-        The embedding of the row; shape ``(width,)``.
-    """
-
-    hidden: Any
-    tokens: Any
-    text: Any
 
 
 class PrunerModel:
@@ -191,9 +175,7 @@ class PrunerModel:
         for batch in _batches(sorted(found, key=lambda piece: len(piece.row)), size):
             known = self.know(piece.row for piece in batch)
             of = [asked[readings[piece.place].question] for piece in batch]
-            logits, relevance = network.together(
-                States.of([one.hidden for one in of]), States.of([one.hidden for one in known])
-            )
+            logits, relevance = network.together(of, known)
             for i, (piece, one, question) in enumerate(zip(batch, known, of, strict=True)):
                 inside = slice(piece.lead, piece.lead + piece.stop - piece.start)
                 here = values[piece.place][:, piece.start : piece.stop]
@@ -210,13 +192,12 @@ class PrunerModel:
     def _know(self, keys: list[bytes]) -> list[Known]:
         """Read those that are not remembered."""
         network = self.load()
-        states = network.lower([np.frombuffer(key, np.int64) for key in keys])
+        rows = [np.frombuffer(key, np.int64) for key in keys]
+        states = network.lower(rows)
         tokens, texts = network.alone(states)
         return [
-            Known(hidden[mask].half(), token[mask].half(), text.half())
-            for hidden, token, mask, text in zip(
-                states.hidden, tokens, states.mask, texts, strict=True
-            )
+            Known(row, hidden[: len(row)].half(), token[: len(row)].half(), text.half())
+            for row, hidden, token, text in zip(rows, states.hidden, tokens, texts, strict=True)
         ]
 
 

@@ -18,16 +18,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .alignment import Floats, tokenize
+from .hidden_states import MATCHES, Ids, Known, States, layers, matches, through
 from .loading import load_sentence_transformer
 
-__all__ = ["FEATURES", "FILE", "Network", "States", "best_mix", "bundled"]
+__all__ = ["FEATURES", "FILE", "Network", "bundled"]
 
 FILE = "adapter.safetensors"
 """The file in which an adapter lies in its folder."""
@@ -42,35 +43,7 @@ _SCALE = 2.0
 _MOST_QUESTION, _MOST_TITLE = 64, 32
 """Tokens of a question and of a title that are read."""
 
-Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-
-
-class States(NamedTuple):
-    """Hidden states of rows of tokens.
-
-    Attributes
-    ----------
-    hidden
-        Tensor of shape ``(rows, tokens, width)``.
-    mask
-        Which tokens are none of the padding; bool tensor of shape ``(rows, tokens)``.
-    """
-
-    hidden: Any
-    mask: Any
-
-    @classmethod
-    def of(cls, rows: Sequence[Any]) -> States:
-        """Rows of different lengths, of shape ``(tokens, width)`` each, padded."""
-        import torch
-
-        width = max(map(len, rows))
-        hidden = torch.zeros(len(rows), width, rows[0].shape[1], device=rows[0].device)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=rows[0].device)
-        for i, row in enumerate(rows):
-            hidden[i, : len(row)], mask[i, : len(row)] = row, True
-        return cls(hidden, mask)
 
 
 class Network:
@@ -110,8 +83,8 @@ class Network:
         with torch.random.fork_rng(devices=[]):  # what the encoder lacks is made at random
             loaded = load_sentence_transformer(encoder, device=device)
         base: Any = getattr(loaded[0], "auto_model", None)
-        layers = getattr(getattr(base, "encoder", None), "layer", ())
-        if not (hasattr(base, "embeddings") and 1 <= joint <= len(layers)):
+        stack = getattr(getattr(base, "encoder", None), "layer", ())
+        if not (hasattr(base, "embeddings") and 1 <= joint <= len(stack)):
             raise ModelError(
                 f"the encoder {encoder!r} has not {joint} layers to read question and passage "
                 f"together with; take a BERT-like one, such as all-MiniLM-L6-v2"
@@ -124,12 +97,16 @@ class Network:
         self.mix: Floats = np.ones(FEATURES + 1)
         self.window = 256
         self._embeddings, self._pooling = base.embeddings, loaded[1]
-        self._lower = _layers(base.encoder, layers[: len(layers) - joint])
-        self._upper = _layers(base.encoder, layers[len(layers) - joint :])
+        self._lower = layers(base.encoder, stack[: len(stack) - joint])
+        self._upper = layers(base.encoder, stack[len(stack) - joint :])
         self._reader = copy.deepcopy(self._upper)
         generator = torch.Generator().manual_seed(seed)
         width = base.config.hidden_size
-        tensors: dict[str, Any] = {"side": torch.zeros(2, width)}
+        tensors: dict[str, Any] = {
+            "side": torch.zeros(2, width),
+            "match": 0.05 * torch.randn(2, MATCHES, width, generator=generator),
+            "token.match": torch.zeros(MATCHES),
+        }
         for name, layer in self._linear():
             down = torch.randn(rank, layer.in_features, generator=generator)
             tensors[f"{name}.down"] = down / layer.in_features**0.5
@@ -208,7 +185,7 @@ class Network:
             self._embeddings(input_ids=torch.from_numpy(given).to(self.device)),
             torch.from_numpy(mask).to(self.device),
         )
-        return _through(self._lower, states)
+        return through(self._lower, states)
 
     def alone(self, states: States) -> tuple[Any, Any]:
         """Read on, each row by itself.
@@ -222,12 +199,15 @@ class Network:
         """
         from torch.nn.functional import normalize
 
-        hidden = _through(self._upper, states).hidden.float()
+        hidden = through(self._upper, states).hidden.float()
         pooled = self._pooling({"token_embeddings": hidden, "attention_mask": states.mask.long()})
         return normalize(hidden, dim=-1), normalize(pooled["sentence_embedding"], dim=-1)
 
-    def together(self, questions: States, passages: States) -> tuple[Any, Any]:
-        """Read on, each row with its question.
+    def together(self, questions: Sequence[Known], passages: Sequence[Known]) -> tuple[Any, Any]:
+        """Read on, each passage with the question at the same place.
+
+        Each token is told how well the other side matches it, which takes attention long to
+        find out by itself: `matches`.
 
         Returns
         -------
@@ -238,16 +218,21 @@ class Network:
         """
         import torch
 
-        held, asked = self.tensors, questions.hidden.shape[1]
-        both = States(
-            torch.cat(
-                [questions.hidden + held["side"][0], passages.hidden + held["side"][1]], dim=1
-            ),
-            torch.cat([questions.mask, passages.mask], dim=1),
+        held, start = self.tensors, max(len(one.ids) for one in questions)
+        one, two = (States.of([k.hidden for k in side]) for side in (questions, passages))
+        there, here = matches(questions, passages)
+        hidden = torch.cat(
+            [
+                one.hidden + held["side"][0] + there @ held["match"][0],
+                two.hidden + held["side"][1] + here @ held["match"][1],
+            ],
+            dim=1,
         )
-        hidden = _through(self._reader, both).hidden.float()
-        tokens = hidden[:, asked:] @ held["token.weight"] + held["token.bias"]
-        return tokens, hidden[:, 0] @ held["passage.weight"] + held["passage.bias"]
+        mask = torch.cat([one.mask, two.mask], dim=1)
+        hidden = through(self._reader, States(hidden, mask)).hidden.float()
+        tokens = hidden[:, start:] @ held["token.weight"] + here @ held["token.match"]
+        relevance = hidden[:, 0] @ held["passage.weight"] + held["passage.bias"]
+        return tokens + held["token.bias"], relevance
 
     def save(self, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
         """Save the updates and heads in half precision; the file."""
@@ -320,71 +305,6 @@ class Network:
 def bundled(name: str) -> Path:
     """The folder of an adapter of all-MiniLM-L6-v2 that comes with laconic."""
     return Path(__file__).parents[1] / "weights" / name
-
-
-def _layers(encoder: Any, layers: Any) -> Any:
-    """The encoder with only those of its layers."""
-    part = copy.copy(encoder)
-    part._modules = dict(encoder._modules)  # a shallow copy would share this one
-    part.layer = layers
-    return part
-
-
-def _through(layers: Any, states: States) -> States:
-    """Read on through layers."""
-    import torch
-
-    hidden = states.hidden
-    least = torch.finfo(hidden.dtype).min
-    mask = torch.zeros_like(states.mask, dtype=hidden.dtype).masked_fill(~states.mask, least)
-    return States(
-        layers(hidden, attention_mask=mask[:, None, None, :]).last_hidden_state, states.mask
-    )
-
-
-def best_mix(features: Sequence[Floats], wanted: Sequence[Flags], start: Floats) -> Floats:
-    """The weights with which wanted units come out best, and likely.
-
-    Parameters
-    ----------
-    features
-        For each question what is weighed of each unit; shape ``(units, features)``.
-    wanted
-        For each question which units are wanted; shape ``(units,)``.
-    start
-        Weights to begin with and not to leave far without need; shape ``(features + 1,)``.
-
-    Returns
-    -------
-    array, shape ``(features + 1,)``
-        A weight for each feature, and what is added so that the sum is a logit.
-    """
-    import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits as entropy
-
-    pairs = [
-        (torch.from_numpy(f), torch.from_numpy(w)) for f, w in zip(features, wanted, strict=True)
-    ]
-    near = torch.tensor(start, dtype=torch.float64)
-    mix = near.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([mix], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        total = 1e-3 * ((mix - near) ** 2).sum()
-        for values, goal in pairs:
-            scores = values @ mix[:-1] + mix[-1]
-            best, rivals = scores[goal], scores[~goal]
-            about_best = torch.logaddexp(best, torch.logsumexp(rivals, 0)) - best
-            if len(rivals) and len(best):
-                total = total + about_best.mean() / len(pairs)
-            total = total + entropy(scores, goal.double()) / len(pairs)
-        total.backward()
-        return total
-
-    optimizer.step(closure)
-    mixed: Floats = mix.detach().numpy()
-    return mixed
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ from ..method import Flags, Floats
 from ..methods.pruner import features, readings
 from ..models.alignment import first_units
 from ..models.pruner import Judged, Piece, PrunerModel, pieces
-from ..models.pruner_network import FEATURES, Network, States, best_mix
+from ..models.pruner_network import FEATURES, Network
 from . import adapter
+from .mix import best_mix
 from .questions import Labelled, Split, read
 
 __all__ = ["Recipe", "Run", "Split", "train"]
@@ -44,9 +45,11 @@ class Recipe(adapter.Schedule):
     ----------
     questions
         Questions for each update; a file is drawn from by the cube root of how many it has.
+    passages
+        Passages of a question, drawn once, that are read.
     windows
-        Windows of a question that are read together with it: some of those with evidence, and
-        others, those more often that look alike.
+        Windows of these that are read together with the question at a time: some of those with
+        evidence, half of the others by chance, and the rest because they look alike.
     weighed_questions
         Questions of each file, at the most, that teach how to weigh.
     remembered
@@ -54,6 +57,7 @@ class Recipe(adapter.Schedule):
     """
 
     questions: int = 4
+    passages: int = 10
     windows: int = 6
     weighed_questions: int = 40
     remembered: int = 20_000
@@ -227,10 +231,19 @@ class _School:
         """A question made ready, once."""
         key = file, place
         if key not in self.lessons:
-            self.lessons[key] = self.prepared(self.learnt[file][place], self.splits[file])
+            labelled, split = self.learnt[file][place], self.splits[file]
+            # The document of another question may be one that is never to be trained on.
+            others = [
+                i
+                for i in range(len(labelled.units))
+                if i not in labelled.gold and split.part(labelled.document(i)) != "held out"
+            ]
+            generator = np.random.default_rng([self.recipe.seed, file, place])
+            some = generator.permutation(others)[: self.recipe.passages - len(labelled.gold)]
+            self.lessons[key] = self.prepared(labelled.among(some.tolist()))
         return self.lessons[key]
 
-    def prepared(self, labelled: Labelled, split: Split) -> _Lesson:
+    def prepared(self, labelled: Labelled) -> _Lesson:
         """Read all passages of a question by themselves."""
         import torch
 
@@ -251,10 +264,7 @@ class _School:
         firsts = np.cumsum([0, *map(len, labelled.units)])
         windows, owners = [], []
         for piece in found:
-            # The document of another question may be one that is never to be trained on.
-            is_gold = bool(labelled.wanted[piece.place].any())
-            is_held_out = split.part(labelled.document(piece.place)) == "held out"
-            if piece.stop > piece.start and (is_gold or not is_held_out):
+            if piece.stop > piece.start:
                 offsets = texts[piece.place].offsets[piece.start : piece.stop]
                 units = first_units(labelled.units[piece.place], offsets)
                 windows.append(piece)
@@ -266,19 +276,18 @@ class _School:
     def drawn(self, lesson: _Lesson, generator: np.random.Generator) -> list[int]:
         """The windows that are read: some with evidence, and others if there are."""
         is_gold = np.array([lesson.wanted[owner].any() for owner in lesson.owners])
-        gold = generator.permutation(np.flatnonzero(is_gold))[: self.recipe.windows - 1]
-        likely = np.array([lesson.prior[owner].max() for owner in lesson.owners])
-        likely += generator.gumbel(size=len(likely))
-        likely[is_gold] = -np.inf
-        others = np.argsort(-likely, kind="stable")[: (~is_gold).sum()]
-        return [*gold.tolist(), *others[: self.recipe.windows - len(gold)].tolist()]
+        gold = generator.permutation(np.flatnonzero(is_gold))[: self.recipe.windows - 1].tolist()
+        others = generator.permutation(np.flatnonzero(~is_gold)).tolist()
+        half = (self.recipe.windows - len(gold)) // 2
+        likely = sorted(others[half:], key=lambda i: -float(lesson.prior[lesson.owners[i]].max()))
+        return [*gold, *others[:half], *likely][: self.recipe.windows]
 
     def loss(self, lesson: _Lesson, chosen: Sequence[int]) -> Any:
         """How wrong the reader is about tokens, about windows, and about which units are best.
 
         The last is the cross-entropy of each wanted unit against all that are not, of all
-        windows: what similarity and shared words say is added, so that what is learnt is what
-        they do not tell.
+        windows: the mean of that of the reader alone, and that of the reader with what
+        similarity and shared words say, so that it learns what they do not tell.
 
         Returns
         -------
@@ -292,9 +301,7 @@ class _School:
         with torch.inference_mode():
             (asked,) = self.model.know([lesson.question])
             known = self.model.know([piece.row for piece in read])
-        logits, relevance = self.network.together(
-            States.of([asked.hidden] * len(read)), States.of([one.hidden for one in known])
-        )
+        logits, relevance = self.network.together([asked] * len(read), known)
         flat = torch.cat(
             [
                 logits[i, piece.lead : piece.lead + piece.stop - piece.start]
@@ -315,11 +322,18 @@ class _School:
         is_gold[row_of[wanted]] = 1.0
         about_windows = entropy(relevance, is_gold)
         prior = torch.from_numpy(lesson.prior[pairs[1]]).float().to(device)
-        scores = prior + means + relevance[row_of]
-        best, rivals = scores[wanted], scores[~wanted]
-        all_rivals = torch.logsumexp(rivals, 0) if len(rivals) else scores.new_tensor(-1e9)
-        about_best = (torch.logaddexp(best, all_rivals) - best).mean()
+        scores = means + relevance[row_of]
+        about_best = (_surprise(scores, wanted) + _surprise(scores + prior, wanted)) / 2
         return about_tokens + about_windows + about_best
+
+
+def _surprise(scores: Any, wanted: Any) -> Any:
+    """The mean cross-entropy of each wanted unit against all that are not."""
+    import torch
+
+    best, rivals = scores[wanted], scores[~wanted]
+    all_rivals = torch.logsumexp(rivals, 0) if len(rivals) else scores.new_tensor(-1e9)
+    return (torch.logaddexp(best, all_rivals) - best).mean()
 
 
 def _weigh(model: PrunerModel, chosen: Sequence[Labelled]) -> Floats:

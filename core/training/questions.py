@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +84,17 @@ class Labelled:
         """What a method is asked."""
         texts = tuple(passage.text for passage in self.example.passages)
         return Request(texts, self.units, self.titles, self.question)
+
+    def among(self, others: Sequence[int]) -> Labelled:
+        """The same question with only those passages beside the ones with evidence."""
+        held = sorted({*self.gold, *others})
+        passages = tuple(self.example.passages[i] for i in held)
+        return Labelled(
+            replace(self.example, passages=passages, supporting=()),
+            tuple(self.titles[i] for i in held),
+            tuple(self.units[i] for i in held),
+            tuple(self.wanted[i] for i in held),
+        )
 
     def document(self, passage: int) -> str:
         """What a passage's document is told by: its title, or else how it begins."""

@@ -26,7 +26,7 @@ from ..method import Flags
 from ..methods.lexical import STOP_WORDS, split_words, stem_all
 from ..models.alignment import first_units
 from ..models.pruner import PrunerModel, Reading, pieces
-from ..models.pruner_network import Network, States
+from ..models.pruner_network import Network
 from ..types import Span
 from ..units import words
 from . import adapter
@@ -218,9 +218,7 @@ class _School:
         with torch.inference_mode():
             (nothing,) = self.model.know([self.network.question("")])
             known = self.model.know([self.rows[i].row for i in chosen])
-        logits, _ = self.network.together(
-            States.of([nothing.hidden] * size), States.of([one.hidden for one in known])
-        )
+        logits, _ = self.network.together([nothing] * size, known)
         leads = [self.rows[i].lead for i in chosen]
         said = torch.cat(
             [

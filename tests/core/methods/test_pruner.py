@@ -17,8 +17,9 @@ import torch
 from laconic.core.method import Request
 from laconic.core.methods.extractive import Extractive
 from laconic.core.methods.pruner import Pruner, features, readings
+from laconic.core.models.hidden_states import MATCHES, matches
 from laconic.core.models.pruner import PrunerModel, Reading, pieces
-from laconic.core.models.pruner_network import FILE, Network, best_mix
+from laconic.core.models.pruner_network import FILE, Network
 from laconic.core.testing import CompressorConformance
 from laconic.core.types import Span
 from laconic.errors import InputError, ModelError
@@ -114,11 +115,29 @@ def test_merged_updates_say_what_attached_ones_do(models: Models, adapter: Path)
     said = []
     with torch.no_grad():
         for network in (merged, attached):
-            question, passage = network.lower([merged.question(QUERY)]), network.lower([row])
-            said.append(network.together(question, passage))
+            question, passage = PrunerModel(network).know([network.question(QUERY), row])
+            said.append(network.together([question], [passage]))
     assert said[0][0].shape == (1, len(row))
     for ours, theirs in zip(*said, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_token_is_told_what_matches_it(models: Models) -> None:
+    network = Network(str(models("bert")), joint=1, device="cpu")
+    model = PrunerModel(network)
+    asked, there = model.know([network.question("tests offline"), network.question("offline it")])
+    question, passage = matches([asked, asked], [there, there])
+    assert question.shape == (2, len(asked.ids), MATCHES)
+    alike = asked.tokens.float() @ there.tokens.float().T
+    same = asked.ids[:, None] == there.ids[None, :]
+    for row in question, passage:
+        assert (row[:, 0, 1:] == 0).all()
+        assert (row[:, -1, 1:] == 0).all()
+    assert passage[1, 1:-1, 1].numpy() == pytest.approx(alike[1:-1, 1:-1].amax(0).numpy(), abs=1e-4)
+    assert passage[0, 1:-1, 2].tolist() == same[1:-1, 1:-1].any(0).astype(float).tolist()
+    assert question[0, :, 0].numpy() == pytest.approx(
+        (asked.tokens.float() @ there.text.float()).numpy(), abs=1e-4
+    )
 
 
 def test_a_passage_is_judged_alike_in_any_company(models: Models, adapter: Path) -> None:
@@ -187,16 +206,6 @@ def test_threshold_leaves_out_long_sentences(models: Models, adapter: Path) -> N
 def test_the_likeliest_stays_whatever_the_threshold(models: Models, adapter: Path) -> None:
     method = Pruner(adapter, encoder=str(models("bert")), device="cpu", threshold=0.999999)
     assert len(method.compress(FACTS, query=QUERY, budget=0.99).passages) == 1
-
-
-def test_the_mix_is_that_which_tells_best() -> None:
-    generator = np.random.default_rng(0)
-    given = [generator.normal(size=(50, 3)) for _ in range(20)]
-    wanted = [values @ [0.0, 2.0, 1.0] > 2.5 for values in given]
-    mix = best_mix(given, wanted, np.ones(4))
-    assert abs(mix[0]) < 0.2 * mix[1]
-    assert mix[1] / mix[2] == pytest.approx(2, rel=0.2)
-    assert mix[3] < 0
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
