@@ -7,7 +7,7 @@ from typing import Any
 
 from .budget import Budget, TokenCounter
 from .compressor import Compressor, Order, Passages
-from .guards import KeepPattern
+from .guards import KeepPattern, must_keep
 from .json_text import JsonCompression, compress_json
 from .messages import MessagesCompression, compress_messages
 from .methods import METHODS, get_compressor
@@ -35,6 +35,7 @@ __all__ = [
     "compress_prompt",
     "compress_tagged",
     "get_compressor",
+    "must_keep",
 ]
 
 

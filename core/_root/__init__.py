@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         compress_prompt,
         compress_tagged,
         get_compressor,
+        must_keep,
     )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "compress_prompt",
     "compress_tagged",
     "get_compressor",
+    "must_keep",
 ]
 
 

@@ -34,6 +34,10 @@ _MODELS: dict[str, Kind] = {
 """The kind of the model that each method asks which cannot do without one."""
 
 
+_ENCODED = ("extractive", "pruner", "tagger")
+"""The methods that ask the bundled encoder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """One method at all lengths and rates.
@@ -80,7 +84,7 @@ def sweep(
     documents = [_start(words, length, counter) for length in lengths]
     with tempfile.TemporaryDirectory() as folder:
         for name in METHODS:
-            if name == "extractive" and best_method() != name:
+            if name in _ENCODED and best_method() == "lexical":
                 continue
             kind = _MODELS.get(name)
             if kind and not Path(folder, kind).exists():

@@ -6,6 +6,7 @@ texts. Each pair of calls is timed alternately, so that a machine that slows dow
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from typing import Any
 from ..budget import Budget, TokenCounter
 from ..methods import get_compressor
 from ..models.causal_lm import CausalLM
+from ..models.encoder import Encoder
 from ..models.token_classifier import TokenClassifier
 from ..types import Compression
 from .random_models import build_model
 from .reference import SelectiveContextReference, reference_compressor
 
-__all__ = ["Comparison", "compare", "compare_memory"]
+__all__ = ["Comparison", "beside_encoding", "compare", "compare_memory"]
 
 _RATE = 0.5
 
@@ -165,6 +167,33 @@ def _timed(
             function(list(documents))
             measured.append(time.perf_counter() - started)
     return Comparison(name, tuple(seconds[theirs][1:]), tuple(seconds[ours][1:]))
+
+
+def beside_encoding(
+    methods: Sequence[str], texts: Sequence[str], query: str, *, repeats: int = 5
+) -> Iterator[Comparison]:
+    """Time methods beside encoding the same 20 documents of 150 tokens once.
+
+    Nothing is remembered from one run to the next.
+
+    Parameters
+    ----------
+    methods
+        Names.
+    texts
+        Prose, at least 3,000 words of it in all; it is cut into documents.
+    query
+        A question.
+    repeats
+        Pairs of runs, after one that warms up.
+    """
+    documents = _documents(texts, 20, 150, TokenCounter.of("cl100k_base"))
+    encoder = Encoder(cache_size=0)
+    for name in methods:
+        options = {"model": Encoder(cache_size=0)} if name == "extractive" else {}
+        method = get_compressor(name, **options)
+        ours = functools.partial(method.compress, query=query, budget=Budget.rate(_RATE))
+        yield _timed(name, encoder.encode, ours, documents, repeats)
 
 
 def _documents(texts: Sequence[str], count: int, size: int, counter: TokenCounter) -> list[str]:

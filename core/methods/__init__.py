@@ -62,5 +62,5 @@ def get_compressor(name: str = "auto", **options: Any) -> Compressor:
 def best_method() -> str:
     """The method that keeps most answers of those that run here without a download."""
     if importlib.util.find_spec("sentence_transformers") and bundled_encoder():
-        return "extractive"
+        return "pruner"
     return "lexical"

@@ -44,8 +44,8 @@ class Pruner(Method):
         The probability, from 0 to below 1, below which a sentence is left out though the
         budget has room for it; the likeliest one stays. None to fill the budget. Text that
         fits the budget comes back whole in any case, so give a rate below 1, such as 0.99.
-    device
-        Where to run models that are loaded by name; None for the best there is.
+    device, int8
+        As `PrunerModel` takes them, for a model that is loaded by name.
 
     Raises
     ------
@@ -62,13 +62,16 @@ class Pruner(Method):
         encoder: Any = None,
         threshold: float | None = None,
         device: str | None = None,
+        int8: bool = False,
     ) -> None:
         if threshold is not None and not 0 <= threshold < 1:
             raise InputError(f"threshold is a probability from 0 to below 1, got {threshold}")
         self.threshold = threshold
         self.extractive = Extractive(encoder, device=device)
         self.model = (
-            model if isinstance(model, PrunerModel) else PrunerModel(model, encoder, device=device)
+            model
+            if isinstance(model, PrunerModel)
+            else PrunerModel(model, encoder, device=device, int8=int8)
         )
 
     def score(self, request: Request) -> Scores:

@@ -6,10 +6,12 @@ user says so.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.util
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ __all__ = [
     "input_device",
     "load_sentence_transformer",
     "load_transformer",
+    "quantized",
 ]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -197,6 +200,25 @@ def load_transformer(
             f"fast version (tokenizer.json)"
         )
     return model, tokenizer
+
+
+def quantized(module: Any, device: Any) -> Any:
+    """A copy of a module with linear layers in int8, quantized dynamically.
+
+    Raises
+    ------
+    ModelError
+        It is not on a CPU.
+    """
+    import torch
+
+    if device.type != "cpu":
+        raise ModelError(f"int8 runs on a CPU and the model is on {device}; pass device='cpu'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch will move this elsewhere
+        return torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(module).float(), {torch.nn.Linear}, dtype=torch.qint8
+        )
 
 
 def fitting_batch(device: Any) -> int:

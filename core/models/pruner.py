@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,9 @@ class PrunerModel:
         of passages that are longer than those that it learnt from.
     device
         Where to run; None for the best there is.
+    int8
+        Whether to quantize the linear layers (dynamically, on a CPU): faster, a little less
+        exact.
     batch_tokens
         Tokens per forward pass, padding included; None for what suits the device.
     cache_size
@@ -118,26 +122,37 @@ class PrunerModel:
         *,
         window: int | None = None,
         device: str | None = None,
+        int8: bool = False,
         batch_tokens: int | None = None,
         cache_size: int = 0,
     ) -> None:
         if window is not None and window < 64:
             raise InputError(f"a window is at least 64 tokens, got {window}")
-        self._settings = (adapter, encoder, window, device, batch_tokens, cache_size)
+        self._adapter, self._encoder = adapter, encoder
+        self._settings: dict[str, Any] = {
+            "window": window,
+            "device": device,
+            "int8": int8,
+            "batch_tokens": batch_tokens,
+            "cache_size": cache_size,
+        }
         self._network = adapter if isinstance(adapter, Network) else None
         self._remembered: Remembered[Known] = Remembered(cache_size)
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the settings; what was loaded and remembered stays behind."""
-        return _model, self._settings
+        return functools.partial(type(self), self._adapter, self._encoder, **self._settings), ()
 
     def load(self) -> Network:
         """Load the network now rather than at the first use, and return it."""
         if self._network is None:
-            adapter, encoder, _, device, _, _ = self._settings
-            assert not isinstance(adapter, Network)
-            self._network = Network.load(adapter or bundled("pruner"), encoder, device=device)
+            folder = self._adapter or bundled("pruner")
+            assert not isinstance(folder, Network)
+            network = Network.load(folder, self._encoder, device=self._settings["device"])
+            if self._settings["int8"]:
+                network.quantize()
+            self._network = network
         return self._network
 
     def judge(self, readings: Sequence[Reading]) -> list[Judged]:
@@ -167,11 +182,11 @@ class PrunerModel:
 
     def _read(self, readings: Sequence[Reading]) -> list[tuple[Tokens, Floats]]:
         network = self.load()
-        texts, found = pieces(network, readings, self._settings[2] or network.window)
+        texts, found = pieces(network, readings, self._settings["window"] or network.window)
         questions = list(dict.fromkeys(reading.question for reading in readings))
         asked = dict(zip(questions, self.know(map(network.question, questions)), strict=True))
         values = [np.zeros((4, len(tokens))) for tokens in texts]
-        size = self._settings[4] or fitting_batch(network.device)
+        size = self._settings["batch_tokens"] or fitting_batch(network.device)
         for batch in _batches(sorted(found, key=lambda piece: len(piece.row)), size):
             known = self.know(piece.row for piece in batch)
             of = [asked[readings[piece.place].question] for piece in batch]
@@ -244,21 +259,3 @@ def _windows(units: Sequence[Span], tokens: Tokens, room: int) -> list[tuple[int
         found.append((start, int(nearest)))
         start = int(nearest)
     return [*found, (start, count)]
-
-
-def _model(
-    adapter: Any,
-    encoder: Any,
-    window: int | None,
-    device: str | None,
-    batch_tokens: int | None,
-    cache_size: int,
-) -> PrunerModel:
-    return PrunerModel(
-        adapter,
-        encoder,
-        window=window,
-        device=device,
-        batch_tokens=batch_tokens,
-        cache_size=cache_size,
-    )

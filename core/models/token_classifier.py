@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .alignment import Floats, Tokens, tokenize
-from .loading import finite, fitting_batch, input_device, load_transformer
+from .loading import finite, fitting_batch, input_device, load_transformer, quantized
 from .remembered import Remembered
 
 __all__ = ["Tagged", "TokenClassifier"]
@@ -162,7 +162,7 @@ class _Loaded:
         self.extra = len(self.before) + len(self.behind)
         self.pad = tokenizer.pad_token_id or 0
         self.room = _window(model.config) - self.extra
-        self.model = _quantized(model) if settings["int8"] else model
+        self.model = quantized(model, model.device) if settings["int8"] else model
         self.batch_tokens = settings["batch_tokens"] or fitting_batch(self.device)
 
     def probabilities(self, rows: Sequence[NDArray[np.int64]], label: int) -> list[Floats]:
@@ -191,23 +191,6 @@ def _window(config: Any) -> int:
     # RoBERTa counts positions from behind the padding id.
     is_shifted = "roberta" in str(config.model_type) or config.model_type == "camembert"
     return window - (config.pad_token_id or 0) - 1 if is_shifted else window
-
-
-def _quantized(model: Any) -> Any:
-    import copy
-    import warnings
-
-    import torch
-
-    if model.device.type != "cpu":
-        raise ModelError(
-            f"int8 runs on a CPU and the model is on {model.device}; pass device='cpu'"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that torch will move this elsewhere
-        return torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model).float(), {torch.nn.Linear}, dtype=torch.qint8
-        )
 
 
 def _windows(text: str, tokens: Tokens, room: int) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from ..evaluation.metrics import contains_answer
 from ..method import Flags, Request
 from ..types import Span
 
-__all__ = ["Labelled", "Part", "Split", "label", "read"]
+__all__ = ["Labelled", "Part", "Split", "held_out", "label", "read"]
 
 Part = Literal["learnt", "weighed", "held out"]
 """What a question is for."""
@@ -122,6 +122,15 @@ def label(example: Example) -> Labelled | None:
             wanted[holders[0]][i] = contains_answer(sentence, example.answers)
     titles = tuple(str(passage.metadata.get("title") or "") for passage in example.passages)
     return Labelled(example, titles, cut, wanted) if any(f.any() for f in wanted) else None
+
+
+def held_out(examples: Iterable[Example], split: Split) -> list[Example]:
+    """Those about documents that are never trained on; none of which that cannot be told."""
+    return [
+        example
+        for example in examples
+        if (one := label(example)) and split.part(one.document(one.gold[0])) == "held out"
+    ]
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -32,7 +32,7 @@ from ..units import words
 from . import adapter
 from .questions import Labelled, Split, read
 
-__all__ = ["Recipe", "Run", "Text", "texts", "train"]
+__all__ = ["Recipe", "Run", "Split", "Text", "texts", "train"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from ...core.evaluation.runner import run as run_method
 from ...core.methods import best_method
 from ...core.methods.extractive import Extractive
 from ...core.models.encoder import Encoder
+from ...core.training.questions import Split, held_out
 from ._models import load_model
 
 __all__ = ["run"]
@@ -48,11 +50,13 @@ def run(options: argparse.Namespace) -> None:
     if options.what == "survival":
         _print_survival(options)
         return
-    if options.what in ("reference", "rates"):
+    if options.what in ("encoding", "reference", "rates"):
         examples = [example for name in options.data for example in load(name)]
         texts = list(dict.fromkeys(p.text for example in examples for p in example.passages))
         if options.what == "rates":
             _print_rates(texts)
+        elif options.what == "encoding":
+            _print_encoding(options.methods or "pruner,extractive", texts, examples[0].question)
         else:
             _print_reference(texts[:500], examples[0].question)
         return
@@ -61,7 +65,12 @@ def run(options: argparse.Namespace) -> None:
     counter = TokenCounter.of(options.counter)
     budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
     for name in options.data:
-        examples = load(name)[: options.limit]
+        examples = load(name)
+        if options.held_out is not None:
+            examples = held_out(examples, Split(options.held_out))
+            if not examples:
+                raise InputError(f"{name}: no question is about a document that is held out")
+        examples = examples[: options.limit]
         title = Path(name).name.removesuffix(".gz").removesuffix(".jsonl")
         if options.what == "speed":
             _print_speed(title, examples, methods, budgets[0], counter)
@@ -141,6 +150,25 @@ def _print_survival(options: argparse.Namespace) -> None:
     keep = options.keep.split(",") if options.keep else KINDS
     for row in survival(texts, compressors, rates, keep=keep, counter=counter):
         print(row, flush=True)
+
+
+def _print_encoding(names: str, texts: Sequence[str], question: str) -> None:
+    """Print how long methods take beside one pass of the encoder over the same documents."""
+    import torch
+
+    from ...core.evaluation.speed import beside_encoding
+
+    threads = torch.get_num_threads()
+    print(f"20 documents of 150 tokens, {threads} threads, nothing remembered, medians of 5 pairs")
+    print("| method | encoding once, s | method, s | method by encoding [least, most] |")
+    print("|---|--:|--:|--:|")
+    for one in beside_encoding(names.split(","), texts, question):
+        ratios = sorted(ours / theirs for theirs, ours in zip(one.theirs, one.ours, strict=True))
+        print(
+            f"| {one.name} | {median(one.theirs):.2f} | {median(one.ours):.2f} "
+            f"| {median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}] |",
+            flush=True,
+        )
 
 
 def _print_reference(texts: Sequence[str], question: str) -> None:

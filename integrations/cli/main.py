@@ -102,12 +102,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="?",
         choices=(
-            *("retention", "speed", "reference", "rates", "survival"),
+            *("retention", "speed", "encoding", "reference", "rates", "survival"),
             *("memory", "latent", "recall", "soak"),
         ),
         default="retention",
         metavar="WHAT",
-        help="retention (default), speed, reference: time and memory beside llmlingua and "
+        help="retention (default), speed, encoding: time beside one pass of the encoder, "
+        "reference: time and memory beside llmlingua and "
         "Selective Context as published, with the same random weights, rates: tokens kept "
         "beside tokens asked for, at any length, survival: numbers, names, negations and modals "
         "left with and without guards, memory: time, bytes and errors of bounded "
@@ -130,6 +131,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "lexical,truncate,random,lead; for latent all learned memories)",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        metavar="PART",
+        help="retention: only questions about documents that `laconic train pruner --held-out "
+        "PART` never trains on",
+    )
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
     parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
@@ -179,6 +187,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add_llmlingua2_parsers(
         recipes.add_parser("llmlingua2", help="distil a word classifier from a large model")
     )
+    _add_train_tagger(
+        recipes.add_parser("tagger", help="teach an encoder which words people ask about")
+    )
     _add_train_ccm(
         recipes.add_parser("ccm", help="train an adapter that compresses a model's conversations")
     )
@@ -226,6 +237,38 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=40,
         help="of each file, that only teach how to weigh, default 40",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--device", help="default: the best there is")
+
+
+def _add_train_tagger(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Teach an encoder, by low-rank updates and a head, which words of a text people ask "
+        "about: answers, and what questions share with the sentences that answer them. Half of "
+        "all documents are never trained on. A stopped run goes on when it is started again."
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines with several questions about a text: context, qas; see "
+        "laconic.core.evaluation.datasets",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
+    parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--steps", type=int, default=400, help="default 400")
+    parser.add_argument("--windows", type=int, default=16, help="for each step, default 16")
+    parser.add_argument(
+        "--least-questions", type=int, default=3, help="about a text that is read, default 3"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")
+    parser.add_argument("--joint", type=int, default=3, help="upper layers that learn, default 3")
+    parser.add_argument("--rank", type=int, default=32, help="of the updates, default 32")
+    parser.add_argument("--max-tokens", type=int, default=192, help="of a window, default 192")
+    parser.add_argument(
+        "--held-out", type=float, default=0.5, help="part never trained on, default 0.5"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--device", help="default: the best there is")

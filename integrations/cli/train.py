@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> None:
     if options.recipe == "llmlingua2":
         take_step(options)
         return
-    {"align": _align, "ccm": _ccm, "pruner": _pruner}[options.recipe](options)
+    {"align": _align, "ccm": _ccm, "pruner": _pruner, "tagger": _tagger}[options.recipe](options)
     print(f"saved in {options.out}")
 
 
@@ -64,6 +64,25 @@ def _pruner(options: argparse.Namespace) -> None:
     print(
         train(options.data, options.out, recipe, split, extra=options.extra, progress=True, **where)
     )
+
+
+def _tagger(options: argparse.Namespace) -> None:
+    """Train a tagger, and print what it was trained on."""
+    from ...core.training.tagger import Recipe, Split, train
+
+    recipe = Recipe(
+        steps=options.steps,
+        windows=options.windows,
+        least_questions=options.least_questions,
+        learning_rate=options.learning_rate,
+        joint=options.joint,
+        rank=options.rank,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
+    where = {"encoder": options.model, "device": options.device}
+    split = Split(held_out=options.held_out, weighed=0.0)
+    print(train(options.data, options.out, recipe, split, progress=True, **where))
 
 
 def _ccm(options: argparse.Namespace) -> None:

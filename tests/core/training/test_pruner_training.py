@@ -13,13 +13,13 @@ pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
 from laconic.core import Passage
-from laconic.core.evaluation.datasets import Example
+from laconic.core.evaluation.datasets import Example, load
 from laconic.core.methods.pruner import Pruner
 from laconic.core.models.pruner_network import FILE, Network
 from laconic.core.training import pruner
 from laconic.core.training.mix import best_mix
 from laconic.core.training.pruner import Recipe, train
-from laconic.core.training.questions import Split, label, read
+from laconic.core.training.questions import Split, held_out, label, read
 from laconic.core.types import Span
 from laconic.errors import InputError, StateError
 
@@ -100,6 +100,12 @@ def test_documents_that_are_held_out_are_not_read(models: Models, data: Path) ->
         among = labelled.among(kept)
         assert among.titles == tuple(labelled.titles[i] for i in (0, *kept))
         assert among.gold == [0]
+
+
+def test_what_is_held_out_can_be_measured_on(data: Path) -> None:
+    found = held_out(load(data), SPLIT)
+    assert found == [one.example for one in read(data, SPLIT)["held out"]]
+    assert found
 
 
 def test_windows_with_evidence_are_read_beside_likely_others(models: Models, data: Path) -> None:

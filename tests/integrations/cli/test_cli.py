@@ -170,6 +170,16 @@ def test_bench_speed(questions: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "| lexical |" in capsys.readouterr().out
 
 
+def test_bench_of_what_was_never_trained_on(
+    questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(questions), "--methods", "lexical", "--rates", ".5", "--held-out"]
+    assert main(["bench", *options, "0.9"]) == 0
+    assert "| 0.5 | lexical |" in capsys.readouterr().out
+    assert main(["bench", *options, "0"]) == 1
+    assert "no question is about a document that is held out" in capsys.readouterr().err
+
+
 def test_bench_says_what_it_knows(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--data", str(questions), "--methods", "nope"]) == 1
     assert "truncate" in capsys.readouterr().err

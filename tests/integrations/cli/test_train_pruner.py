@@ -1,4 +1,4 @@
-"""`laconic train pruner` as a user types it, with a small encoder."""
+"""`laconic train pruner` and `laconic train tagger` as a user types it, with a small encoder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ pytest.importorskip("sentence_transformers")
 
 from laconic.core.evaluation.random_models import build_model
 from laconic.core.methods.pruner import Pruner
+from laconic.core.methods.tagger import Tagger
 from laconic.integrations.cli import main
 
 ROWS = [
@@ -76,3 +77,31 @@ def test_a_run_that_cannot_begin_says_why(
 ) -> None:
     assert train(folder, tmp_path, rows, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_tagger_is_trained_and_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "article": f"cats {i}",
+            "context": f"Tom{i} is a cat. It rains in May.",
+            "qas": [
+                {"question": "Who is the cat?", "answers": [f"Tom{i}"]},
+                {"question": "When does it rain?", "answers": ["May"]},
+            ],
+        }
+        for i in range(8)
+    ]
+    data, out = tmp_path / "data.jsonl", tmp_path / "tagger"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    where = ["--model", str(folder), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    size = ["--steps", "3", "--joint", "1", "--rank", "2", "--least-questions", "1"]
+    assert main(["train", "tagger", *where, *size]) == 0
+    said = capsys.readouterr().out
+    assert "of their words wanted; 3 steps, loss " in said
+    assert f"saved in {out}" in said
+    result = Tagger(out, encoder=str(folder), device="cpu").compress("Tom is a cat.", budget=0.5)
+    assert 0 < result.tokens_after <= result.limit
+    assert main(["train", "tagger", *where, *size, "--least-questions", "9"]) == 1
+    assert "holds an adapter already" in capsys.readouterr().err
