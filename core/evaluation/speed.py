@@ -6,7 +6,7 @@ texts. Each pair of calls is timed alternately, so that a machine that slows dow
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from ..budget import Budget, TokenCounter
+from ..compressor import Compressor
 from ..methods import get_compressor
 from ..models.causal_lm import CausalLM
 from ..models.encoder import Encoder
@@ -189,10 +190,14 @@ def beside_encoding(
     """
     documents = _documents(texts, 20, 150, TokenCounter.of("cl100k_base"))
     encoder = Encoder(cache_size=0)
+    asked = (f"{query} ({i})" for i in itertools.count())  # none is known from before
     for name in methods:
         options = {"model": Encoder(cache_size=0)} if name == "extractive" else {}
         method = get_compressor(name, **options)
-        ours = functools.partial(method.compress, query=query, budget=Budget.rate(_RATE))
+
+        def ours(given: list[str], method: Compressor = method) -> Compression:
+            return method.compress(given, query=next(asked), budget=Budget.rate(_RATE))
+
         yield _timed(name, encoder.encode, ours, documents, repeats)
 
 

@@ -25,6 +25,10 @@ _NOTHING = (0.0, 0.0, -10.0, -10.0)
 """What is said of a unit without a token."""
 
 
+_JUDGED = 10_000
+"""Passages with their questions of which is remembered what was said, a few hundred bytes each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A question with a passage, below its title, that is cut into units."""
@@ -138,7 +142,8 @@ class PrunerModel:
         }
         self._network = adapter if isinstance(adapter, Network) else None
         self._remembered: Remembered[Known] = Remembered(cache_size)
-        self._lock = threading.Lock()
+        self._judged: Remembered[Judged] = Remembered(_JUDGED)
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the settings; what was loaded and remembered stays behind."""
@@ -163,6 +168,13 @@ class PrunerModel:
         MissingExtraError, ModelError
             The model cannot be loaded, or its values are not finite.
         """
+        # What is compressed again, to another budget say, costs nothing.
+        keys = [repr(reading) for reading in readings]
+        by_key = dict(zip(keys, readings, strict=True))
+        with self._lock:
+            return self._judged.get(keys, lambda new: self._judge([by_key[key] for key in new]))
+
+    def _judge(self, readings: Sequence[Reading]) -> list[Judged]:
         said = zip(readings, self.read(readings), strict=True)
         return [Judged.of(reading, *each) for reading, each in said]
 
