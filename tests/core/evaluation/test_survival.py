@@ -142,9 +142,10 @@ def test_a_turned_negation_is_one_whose_word_is_left_without_it() -> None:
     assert rows(text, Only("not sign"))["whole"].turned == Share(0, 1)
 
 
-def test_a_negation_with_an_article_is_turned_although_it_is_one_unit() -> None:
+def test_a_negation_is_one_unit_with_the_word_behind_the_article() -> None:
     text = "It was not a good plan."
-    assert rows(text, Only("good", "plan"))["whole"].turned == Share(1, 1)
+    assert rows(text, Only("good", "plan"))["none"].turned == Share(1, 1)
+    assert rows(text, Only("plan"))["whole"].turned == Share(0, 0)
     assert rows(text, Only("good", "plan"))["kept"].turned == Share(0, 1)
 
 
