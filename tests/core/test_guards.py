@@ -70,7 +70,7 @@ def test_digits_inside_a_word_are_no_number(text: str) -> None:
         ("You do not run.", "not run"),
         ("He never goes.", "never goes"),
         ("It cannot be seen.", "cannot be seen"),
-        ("They must have been there.", "must have been"),
+        ("They must have been there.", "must have been there"),
         ("It isn't red.", "isn't red"),
         ("It won’t stop.", "won’t stop"),
         ("Without help; alone.", "Without help"),
