@@ -6,7 +6,7 @@ BENCH_DATA ?= $(or $(LACONIC_DATA),../shared/data)
 RIVALS := documents,langchain-embeddings-filter,llamaindex-sentence-optimizer
 BASELINES := truncate,random,lead
 
-.PHONY: demo test check package bench clean
+.PHONY: demo test check docs package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/laconic demo
@@ -19,6 +19,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Build the site, without the network; its pages are then under site/.
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
 
 # Build both packages, install the wheel where nothing else is, and use it.
 package: $(VENV)/installed
@@ -46,4 +50,4 @@ $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel .editable build dist
+	rm -rf $(VENV) $(VENV)-wheel .editable build dist site
