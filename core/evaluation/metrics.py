@@ -88,7 +88,8 @@ def wilson_interval(successes: float, n: int) -> Interval:
     p = successes / n
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    # Rounding may leave the proportion a hair outside of an interval that it bounds.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

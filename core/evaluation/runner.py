@@ -87,12 +87,17 @@ def run(
     compressor: Compressor,
     budget: Budget,
     counter: Any = None,
+    *,
+    asks: bool = True,
 ) -> Iterator[Outcome]:
-    """Compress the passages of each example for its question, one at a time."""
+    """Compress the passages of each example, for its question if it `asks`, one at a time."""
     tokens = TokenCounter.of(counter)
     for example in examples:
         result = compressor.compress(
-            example.passages, query=example.question, budget=budget, counter=tokens
+            example.passages,
+            query=example.question if asks else None,
+            budget=budget,
+            counter=tokens,
         )
         text = result.text
         yield Outcome(

@@ -193,12 +193,15 @@ def beside_encoding(
     asked = (f"{query} ({i})" for i in itertools.count())  # none is known from before
     for name in methods:
         options = {"model": Encoder(cache_size=0)} if name == "extractive" else {}
-        method = get_compressor(name, **options)
+        variants = {name: get_compressor(name, **options)}
+        if name == "pruner":
+            variants["pruner, int8"] = get_compressor(name, device="cpu", int8=True)
+        for title, method in variants.items():
 
-        def ours(given: list[str], method: Compressor = method) -> Compression:
-            return method.compress(given, query=next(asked), budget=Budget.rate(_RATE))
+            def ours(given: list[str], method: Compressor = method) -> Compression:
+                return method.compress(given, query=next(asked), budget=Budget.rate(_RATE))
 
-        yield _timed(name, encoder.encode, ours, documents, repeats)
+            yield _timed(title, encoder.encode, ours, documents, repeats)
 
 
 def _documents(texts: Sequence[str], count: int, size: int, counter: TokenCounter) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from ..units import words
 from .pruner import PrunerModel, Reading
 from .pruner_network import bundled
+from .remembered import Remembered
 from .token_classifier import Tagged
 
 __all__ = ["TaggerModel"]
@@ -30,6 +33,8 @@ class TaggerModel:
         The encoder it was trained for; None for all-MiniLM-L6-v2.
     device
         Where to run; None for the best there is.
+    cache_size
+        Texts remembered, the least recently used forgotten first; 0 for none.
     """
 
     def __init__(
@@ -38,12 +43,19 @@ class TaggerModel:
         encoder: Any = None,
         *,
         device: str | None = None,
+        cache_size: int = 10_000,
     ) -> None:
         self.model = (
             adapter
             if isinstance(adapter, PrunerModel)
             else PrunerModel(adapter or bundled("tagger"), encoder, device=device)
         )
+        self._remembered: Remembered[Tagged] = Remembered(cache_size)
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the settings; what was remembered stays behind."""
+        return functools.partial(type(self), self.model, cache_size=self._remembered.size), ()
 
     def tag(self, texts: Sequence[str]) -> list[Tagged]:
         """Tag each text.
@@ -53,6 +65,10 @@ class TaggerModel:
         MissingExtraError, ModelError
             The model cannot be loaded, or its values are not finite.
         """
+        with self._lock:
+            return self._remembered.get(texts, self._tag)
+
+    def _tag(self, texts: Sequence[str]) -> list[Tagged]:
         given = [Reading("", "", text, words(text)) for text in texts]
         return [
             Tagged(tokens.offsets, 1 / (1 + np.exp(-values[2])))

@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> None:
                     runs: list[list[Outcome]] = []
                     for compressor in compressors:
                         runs.append([])
-                        for outcome in run_method(examples, compressor, budget, counter):
+                        for outcome in run_method(
+                            examples, compressor, budget, counter, asks=not options.no_question
+                        ):
                             runs[-1].append(outcome)
                             bar.update()
                     table.add(method, budget.amount, summarise(runs))

@@ -138,6 +138,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="retention: only questions about documents that `laconic train pruner --held-out "
         "PART` never trains on",
     )
+    parser.add_argument(
+        "--no-question",
+        action="store_true",
+        help="retention: do not tell the methods what will be asked",
+    )
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
     parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")

@@ -16,8 +16,7 @@ WEIGHTS = Path(laconic.core.__file__).parent / "weights"
 
 NOTES = [
     "The meeting began at nine. Nadia read the minutes of the last one. They were accepted.",
-    "On the budget there was a long talk. In the end 40,000 euros were set aside for the bridge. "
-    "Two members abstained.",
+    "There was a long talk. In the end 40,000 euros were set aside for the bridge. Two left.",
     "The next meeting is on 4 May in the old school. Coffee was served. Everyone thanked the cook.",
 ]
 

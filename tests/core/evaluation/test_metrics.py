@@ -80,3 +80,10 @@ def test_the_paired_test_looks_at_disagreements_only() -> None:
     assert paired_p_value(same, same) == 1
     assert paired_p_value([True] * 10, [False] * 10) == pytest.approx(2 / 1024)
     assert paired_p_value([True] * 10 + same, [False] * 10 + same) == pytest.approx(2 / 1024)
+
+
+def test_a_proportion_is_within_its_interval() -> None:
+    for n in range(1, 400):
+        for successes in (0, n // 3, n):
+            interval = wilson_interval(successes, n)
+            assert 0 <= interval.low <= interval.value <= interval.high <= 1

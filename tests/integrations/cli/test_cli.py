@@ -180,6 +180,16 @@ def test_bench_of_what_was_never_trained_on(
     assert "no question is about a document that is held out" in capsys.readouterr().err
 
 
+def test_bench_without_the_question(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(questions), "--methods", "lexical", "--rates", ".2"]
+    kept = []
+    for more in ([], ["--no-question"]):
+        assert main(["bench", *options, *more]) == 0
+        row = capsys.readouterr().out.split("| 0.2 | lexical | ")[1]
+        kept.append(float(row.split("%")[0]))
+    assert kept[0] == 100 > kept[1]
+
+
 def test_bench_says_what_it_knows(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--data", str(questions), "--methods", "nope"]) == 1
     assert "truncate" in capsys.readouterr().err
