@@ -303,8 +303,8 @@ class Network:
             )
         mix = held.pop("mix", None)
         shapes = {name: tensor.shape for name, tensor in network.tensors.items()}
-        mixes = mix is not None and mix.shape == (FEATURES + 1,)
-        if not mixes or shapes != {k: v.shape for k, v in held.items()}:
+        given = {name: tensor.shape for name, tensor in held.items()}
+        if mix is None or mix.shape != (FEATURES + 1,) or shapes != given:
             raise ModelError(f"{file} lacks some of what an adapter holds; train it again")
         if not all(bool(tensor.isfinite().all()) for tensor in (mix, *held.values())):
             raise ModelError(f"{file} holds values that are not finite; train it again")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...core import METHODS, Budget, Compressor, TokenCounter, get_compressor
+from ...core import METHODS, Budget, Compressor, Pipeline, TokenCounter, get_compressor
 from ...core.errors import InputError, UnknownMethodError
 from ...core.evaluation.baselines import BASELINES
 from ...core.evaluation.datasets import Example, load
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
             _print_reference(texts[:500], examples[0].question)
         return
     names = options.methods or "lexical,truncate,random,lead"
-    methods = {name: _compressors(name) for name in names.split(",")}
+    methods = {name: _compressors(name, options.headroom) for name in names.split(",")}
     counter = TokenCounter.of(options.counter)
     budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
     for name in options.data:
@@ -94,7 +94,10 @@ def run(options: argparse.Namespace) -> None:
             save(table, Path(options.out))
 
 
-def _compressors(name: str) -> list[Compressor]:
+def _compressors(name: str, headroom: float) -> list[Compressor]:
+    if "+" in name:
+        (coarse,), (fine,) = (_compressors(part, headroom) for part in name.rsplit("+", 1))
+        return [Pipeline(coarse, fine, headroom=headroom)]
     if name in BASELINES:
         return BASELINES[name]()
     if name == RIVALS[0]:
@@ -142,7 +145,7 @@ def _print_survival(options: argparse.Namespace) -> None:
         if name == RandomWords.name
         else get_compressor(name, model=options.model)
         if name == "llmlingua2" and options.model
-        else _compressors(name)[0]
+        else _compressors(name, options.headroom)[0]
         for name in names
     ]
     print(f"{len(texts):,} texts, {counter.name}; [95 % interval] of all there are")

@@ -127,8 +127,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--methods",
-        help="comma-separated; the first is tested against each of the others (default "
-        "lexical,truncate,random,lead; for latent all learned memories)",
+        help="comma-separated, A+B for a pipeline; the first is tested against each of the others "
+        "(default lexical,truncate,random,lead; for latent all learned memories)",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
     parser.add_argument(
@@ -142,6 +142,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--no-question",
         action="store_true",
         help="retention: do not tell the methods what will be asked",
+    )
+    parser.add_argument(
+        "--headroom",
+        type=float,
+        default=3.0,
+        help="how many times the budget the first method of a pipeline leaves, default 3",
     )
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")

@@ -180,6 +180,14 @@ def test_bench_of_what_was_never_trained_on(
     assert "no question is about a document that is held out" in capsys.readouterr().err
 
 
+def test_bench_of_a_pipeline(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--methods", "lexical+truncate", "--rates", ".2", "--headroom", "1.5"]
+    assert main(["bench", "--data", str(questions), *options]) == 0
+    assert "| 0.2 | lexical+truncate |" in capsys.readouterr().out
+    assert main(["bench", "--data", str(questions), "--methods", "lexical+nope"]) == 1
+    assert "no method 'nope' to measure" in capsys.readouterr().err
+
+
 def test_bench_without_the_question(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(questions), "--methods", "lexical", "--rates", ".2"]
     kept = []
