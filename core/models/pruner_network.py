@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .alignment import Floats, tokenize
@@ -42,8 +41,6 @@ _SCALE = 2.0
 
 _MOST_QUESTION, _MOST_TITLE = 64, 32
 """Tokens of a question and of a title that are read."""
-
-Flags = NDArray[np.bool_]
 
 
 class Network:

@@ -239,7 +239,8 @@ class _School:
                 if i not in labelled.gold and split.part(labelled.document(i)) != "held out"
             ]
             generator = np.random.default_rng([self.recipe.seed, file, place])
-            some = generator.permutation(others)[: self.recipe.passages - len(labelled.gold)]
+            room = max(0, self.recipe.passages - len(labelled.gold))
+            some = generator.permutation(others)[:room]
             self.lessons[key] = self.prepared(labelled.among(some.tolist()))
         return self.lessons[key]
 

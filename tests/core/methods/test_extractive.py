@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laconic.core import Budget, Passage, compress, get_compressor
-from laconic.core.methods import best_method
+from laconic.core import Budget, Passage, get_compressor
 from laconic.core.methods.extractive import Extractive
 from laconic.core.models.encoder import Encoder
 from laconic.core.models.loading import bundled_encoder
@@ -161,12 +160,6 @@ def test_an_unknown_model_is_a_typed_error() -> None:
         get_compressor("extractive", model=5)
     with pytest.raises(UnknownMethodError):
         get_compressor("extractive", nonsense=5)
-
-
-def test_it_is_what_auto_means_here() -> None:
-    assert best_method() == "extractive"
-    result = compress(FACTS, query=QUERY, budget=8)
-    assert (result.method, result.text) == ("extractive", "The physician prescribed antibiotics.")
 
 
 def test_threads_give_the_serial_result(method: Extractive) -> None:
