@@ -23,6 +23,7 @@ from ..compressor import Compressor
 from ..methods import get_compressor
 from ..models.causal_lm import CausalLM
 from ..models.encoder import Encoder
+from ..models.tagger import TaggerModel
 from ..models.token_classifier import TokenClassifier
 from ..types import Compression
 from .random_models import build_model
@@ -192,7 +193,8 @@ def beside_encoding(
     encoder = Encoder(cache_size=0)
     asked = (f"{query} ({i})" for i in itertools.count())  # none is known from before
     for name in methods:
-        options = {"model": Encoder(cache_size=0)} if name == "extractive" else {}
+        forgetful = {"extractive": Encoder, "tagger": TaggerModel}
+        options = {"model": forgetful[name](cache_size=0)} if name in forgetful else {}
         variants = {name: get_compressor(name, **options)}
         if name == "pruner":
             variants["pruner, int8"] = get_compressor(name, device="cpu", int8=True)

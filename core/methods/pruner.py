@@ -80,12 +80,9 @@ class Pruner(Method):
 
     def score_many(self, requests: Sequence[Request]) -> list[Scores]:
         """Score several requests in the same forward passes."""
-        mix = self.model.load().mix
-        judged = iter(
-            self.model.judge(
-                [r for request in requests if request.query is not None for r in readings(request)]
-            )
-        )
+        asked = [request for request in requests if request.query is not None]
+        judged = iter(self.model.judge([r for request in asked for r in readings(request)]))
+        mix = self.model.load().mix if asked else np.zeros(0)
         results = []
         for request in requests:
             if request.query is None:

@@ -19,7 +19,7 @@ from .loading import finite, fitting_batch
 from .pruner_network import Network, bundled
 from .remembered import Remembered
 
-__all__ = ["Judged", "Piece", "PrunerModel", "Reading", "pieces"]
+__all__ = ["Judged", "Piece", "PrunerModel", "Reading", "alike", "pieces"]
 
 _NOTHING = (0.0, 0.0, -10.0, -10.0)
 """What is said of a unit without a token."""
@@ -206,8 +206,7 @@ class PrunerModel:
             for i, (piece, one, question) in enumerate(zip(batch, known, of, strict=True)):
                 inside = slice(piece.lead, piece.lead + piece.stop - piece.start)
                 here = values[piece.place][:, piece.start : piece.stop]
-                here[0] = finite((one.tokens[inside].float() @ question.text.float()).cpu().numpy())
-                here[1] = float(one.text.float() @ question.text.float())
+                here[:2] = finite(alike(piece, one, question))
                 here[2] = finite(logits[i, inside].cpu().numpy())
                 here[3] = float(relevance[i])
         return list(zip(texts, values, strict=True))
@@ -226,6 +225,17 @@ class PrunerModel:
             Known(row, hidden[: len(row)].half(), token[: len(row)].half(), text.half())
             for row, hidden, token, text in zip(rows, states.hidden, tokens, texts, strict=True)
         ]
+
+
+def alike(piece: Piece, known: Known, question: Known) -> Floats:
+    """The cosine with the question of each token of a window, and of the window; shape
+    ``(2, tokens)``.
+    """
+    target = question.text.float()
+    tokens = known.tokens[piece.lead : piece.lead + piece.stop - piece.start].float() @ target
+    found: Floats = np.zeros((2, piece.stop - piece.start))
+    found[0], found[1] = tokens.cpu().numpy(), float(known.text.float() @ target)
+    return found
 
 
 def pieces(

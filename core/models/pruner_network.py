@@ -33,7 +33,7 @@ FILE = "adapter.safetensors"
 """The file in which an adapter lies in its folder."""
 
 FEATURES = 8
-"""Numbers that are weighed for each unit; see `laconic.core.methods.Pruner`."""
+"""Numbers that are weighed for each unit; see `laconic.core.methods.pruner.features`."""
 
 _FORMAT = "laconic pruner 2"
 _SCALE = 2.0

@@ -41,7 +41,7 @@ class Schedule:
         A value is out of range.
     """
 
-    steps: int = 1600
+    steps: int = 1500
     learning_rate: float = 1e-3
     warmup: float = 0.06
     joint: int = 3

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..method import Flags, Floats
 from ..methods.pruner import features, readings
 from ..models.alignment import first_units
-from ..models.pruner import Judged, Piece, PrunerModel, pieces
+from ..models.pruner import Judged, Piece, PrunerModel, alike, pieces
 from ..models.pruner_network import FEATURES, Network
 from . import adapter
 from .mix import best_mix
@@ -257,10 +257,7 @@ class _School:
             known = [one for piece in found for one in self.model.know([piece.row])]
         values = [np.zeros((4, len(tokens))) for tokens in texts]
         for piece, one in zip(found, known, strict=True):
-            inside = slice(piece.lead, piece.lead + piece.stop - piece.start)
-            here = values[piece.place][:, piece.start : piece.stop]
-            here[0] = (one.tokens[inside].float() @ asked.text.float()).cpu().numpy()
-            here[1] = float(one.text.float() @ asked.text.float())
+            values[piece.place][:2, piece.start : piece.stop] = alike(piece, one, asked)
         judged = [Judged.of(*each) for each in zip(given, texts, values, strict=True)]
         firsts = np.cumsum([0, *map(len, labelled.units)])
         windows, owners = [], []

@@ -104,14 +104,18 @@ class Run:
 
 
 def texts(questions: Sequence[Labelled], least: int = 3) -> list[Text]:
-    """The passages that at least so many questions are about, and what is wanted of them."""
+    """The passages that at least so many questions are about, and what is wanted of them.
+
+    Those of which nothing is, since their questions come without answers, are left out.
+    """
     about: dict[tuple[str, str], list[Labelled]] = defaultdict(list)
     for one in questions:
         place = one.gold[0]
         about[one.titles[place], one.example.passages[place].text].append(one)
-    return [
+    found = [
         _text(title, text, asked) for (title, text), asked in about.items() if len(asked) >= least
     ]
+    return [text for text in found if text.wanted.any()]
 
 
 def _text(title: str, text: str, asked: Sequence[Labelled]) -> Text:
@@ -163,8 +167,8 @@ def train(
     ]
     if not learnt:
         raise InputError(
-            f"no passage has {recipe.least_questions} questions or more; give files with "
-            f"several questions about a passage, or a smaller least_questions"
+            f"no passage has {recipe.least_questions} questions with answers or more; give files "
+            f"with several about a passage, or a smaller least_questions"
         )
     network = recipe.network(encoder, device)
     school = _School(network, learnt, recipe)

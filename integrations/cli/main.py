@@ -228,7 +228,7 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
     parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--steps", type=int, default=1600, help="default 1600")
+    parser.add_argument("--steps", type=int, default=1500, help="default 1500")
     parser.add_argument("--questions", type=int, default=4, help="for each step, default 4")
     parser.add_argument("--windows", type=int, default=6, help="of a question, default 6")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")

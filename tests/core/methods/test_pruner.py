@@ -82,6 +82,11 @@ def test_without_a_query_it_is_extractive(models: Models, method: Pruner) -> Non
         assert ours == pytest.approx(theirs)
 
 
+def test_without_a_query_no_adapter_is_loaded(models: Models, tmp_path: Path) -> None:
+    method = Pruner(tmp_path / "none", encoder=str(models("bert")), device="cpu")
+    assert method.compress(TEXTS, budget=0.5).tokens_after > 0
+
+
 def test_requests_with_and_without_a_query_keep_their_places(method: Pruner) -> None:
     asked = [request(method), request(method, None), request(method, "Do cats sleep?")]
     for many, one in zip(method.score_many(asked), map(method.score, asked), strict=True):

@@ -18,6 +18,7 @@ from laconic.core.models.pruner_network import FILE
 from laconic.core.models.tagger import TaggerModel
 from laconic.core.training.questions import Split, label
 from laconic.core.training.tagger import Recipe, texts, train
+from laconic.core.types import Span
 from laconic.errors import InputError
 
 Models = Callable[[str], Path]
@@ -60,6 +61,10 @@ def test_answers_and_what_a_question_shares_with_their_sentence_are_wanted() -> 
     ]
     assert wanted == ["cat", "born", "May", "1990.", "Rex"]
     assert texts(labelled, least=3) == []
+    unanswered = Example("When?", (), (passage,), ((0, Span(0, 33)),))
+    marked = label(unanswered)
+    assert marked is not None
+    assert texts([marked, marked], least=2) == []
 
 
 def test_the_same_seed_gives_the_same_adapter_stopped_or_not(
@@ -107,7 +112,7 @@ def test_a_tagger_is_one_text_at_a_time_or_many(
 
 
 def test_passages_with_too_few_questions_are_refused(asked: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no passage has 3 questions"):
+    with pytest.raises(InputError, match="no passage has 3 questions with answers"):
         train([asked], tmp_path, Recipe(), SPLIT)
 
 
