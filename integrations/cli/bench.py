@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,33 +21,36 @@ from ...core.evaluation.runner import run as run_method
 from ...core.methods import best_method
 from ...core.methods.extractive import Extractive
 from ...core.models.encoder import Encoder
+from ...core.models.pruner import PrunerModel
 from ...core.training.questions import Split, held_out
-from ._models import load_model
+from .bench_memory import MEMORIES
 
 __all__ = ["run"]
 
 RIVALS = ("langchain-embeddings-filter", "llamaindex-sentence-optimizer")
 """The frameworks' own filters, with our encoder and at our budget."""
 
+_PRUNERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "pruner": ({}, {}),
+    "pruner-int8": ({"int8": True}, {}),
+    "pruner-bf16": ({"bf16": True}, {}),
+    "pruner-sentences": ({}, {"parts_below": 0.0}),
+}
+"""The pruner in several ways: what its model is told, and itself."""
+
 
 def run(options: argparse.Namespace) -> None:
     """Print a table for each file, and save tables and plots if a folder is given."""
-    if options.what == "memory":
-        _print_memory(options)
-        return
-    if options.what == "latent":
-        _print_latent(options)
-        return
-    if options.what == "recall":
-        _print_recall(options)
-        return
-    if options.what == "soak":
-        _print_soak(options)
+    if options.what in MEMORIES:
+        MEMORIES[options.what](options)
         return
     if not options.data:
         raise InputError(f"bench {options.what} needs --data FILE")
     if options.what == "survival":
         _print_survival(options)
+        return
+    if options.what == "injection":
+        _print_injection(options)
         return
     if options.what in ("encoding", "reference", "rates"):
         examples = [example for name in options.data for example in load(name)]
@@ -61,7 +63,12 @@ def run(options: argparse.Namespace) -> None:
             _print_reference(texts[:500], examples[0].question)
         return
     names = options.methods or "lexical,truncate,random,lead"
-    methods = {name: _compressors(name, options.headroom) for name in names.split(",")}
+    # What does not depend on the question is read once, but where that is what is timed.
+    remembered = 1000 if options.what == "retention" else 0
+    methods = {
+        name: _compressors(name, options.headroom, options.model, remembered)
+        for name in names.split(",")
+    }
     counter = TokenCounter.of(options.counter)
     budgets = [Budget.rate(float(rate)) for rate in options.rates.split(",")]
     for name in options.data:
@@ -94,9 +101,13 @@ def run(options: argparse.Namespace) -> None:
             save(table, Path(options.out))
 
 
-def _compressors(name: str, headroom: float) -> list[Compressor]:
+def _compressors(
+    name: str, headroom: float, model: str | None = None, remembered: int = 0
+) -> list[Compressor]:
     if "+" in name:
-        (coarse,), (fine,) = (_compressors(part, headroom) for part in name.rsplit("+", 1))
+        (coarse,), (fine,) = (
+            _compressors(part, headroom, model, remembered) for part in name.rsplit("+", 1)
+        )
         return [Pipeline(coarse, fine, headroom=headroom)]
     if name in BASELINES:
         return BASELINES[name]()
@@ -108,8 +119,12 @@ def _compressors(name: str, headroom: float) -> list[Compressor]:
         from ..llama_index.baselines import SentenceEmbeddingOptimizerBaseline
 
         return [SentenceEmbeddingOptimizerBaseline()]
+    if name in _PRUNERS:
+        computing, keeping = _PRUNERS[name]
+        reader = PrunerModel(model, cache_size=remembered, **computing)
+        return [get_compressor("pruner", model=reader, **keeping)]
     if name not in METHODS:
-        known = ", ".join([*METHODS, *BASELINES, *RIVALS])
+        known = ", ".join(dict.fromkeys([*METHODS, *_PRUNERS, *BASELINES, *RIVALS]))
         raise UnknownMethodError(f"no method {name!r} to measure; there are {known}")
     return [get_compressor(name)]
 
@@ -157,6 +172,30 @@ def _print_survival(options: argparse.Namespace) -> None:
         print(row, flush=True)
 
 
+def _print_injection(options: argparse.Namespace) -> None:
+    """Print what is left of instructions that strangers wrote into texts, beside the rest."""
+    from ...core.evaluation.injection import injection, load
+
+    texts = [text for name in options.data for text in load(name)[: options.limit]]
+    names = options.methods or ",".join(dict.fromkeys([best_method(), "lexical"]))
+    compressors = [_compressors(name, options.headroom)[0] for name in names.split(",")]
+    counter = TokenCounter.of(options.counter)
+    distinct = len({text.instruction for text in texts})
+    others = sum(len(text.worded("plain")[2]) for text in texts)
+    print(
+        f"{len(texts):,} texts, {distinct:,} instructions, {others:,} other sentences, "
+        f"{counter.name}; [95 % interval]"
+    )
+    print(
+        "| method | wording | rate | instruction whole | in part | gone "
+        "| other sentences whole | in part | gone |"
+    )
+    print(f"|---|---|{'--:|' * 7}")
+    rates = [float(rate) for rate in options.rates.split(",")]
+    for row in injection(texts, compressors, rates, counter=counter):
+        print(row, flush=True)
+
+
 def _print_encoding(names: str, texts: Sequence[str], question: str) -> None:
     """Print how long methods take beside one pass of the encoder over the same documents."""
     import torch
@@ -193,99 +232,6 @@ def _print_reference(texts: Sequence[str], question: str) -> None:
         f"| LLMLingua, 8,000 tokens, vocabulary 50,000: peak memory in MiB "
         f"| {theirs:.0f} | {ours:.0f} | {theirs / ours:.0f}x |"
     )
-
-
-def _print_memory(options: argparse.Namespace) -> None:
-    """Print what a bounded cache costs beside one that grows."""
-    from ...memory.evaluation.speed import grow, overhead, random_llama, store
-    from ...memory.kv import POLICIES
-
-    if options.model:
-        model, _ = load_model(options.model)
-        small = model
-    else:
-        model, small = random_llama(), random_llama(layers=2, width=128, heads=2)
-    policies = options.policies.split(",") if options.policies else list(POLICIES)
-    print("| policy | tokens | plain tokens/s | bounded tokens/s | more time [least, most] |")
-    print("|---|--:|--:|--:|--:|")
-    for length, timed in ((2_048, policies), (8_192, policies[:1])):
-        for row in overhead(model, timed, length):
-            print(row, flush=True)
-    print()
-    print("| storage | bytes | error | divergence, nats | same next token | tokens/s |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for stored in store(model):
-        print(stored, flush=True)
-    print()
-    print("| read | bounded: s for 1,000 tokens | RSS, MiB | full: s for 1,000 tokens | RSS, MiB |")
-    print("|--:|--:|--:|--:|--:|")
-    bounded = list(tqdm(grow(small, policies[0]), desc="bounded", total=20, disable=None))
-    for one, other in zip(bounded, grow(small, None), strict=True):
-        print(f"| {one.seen:,} | {one} | {other} |", flush=True)
-
-
-def _print_recall(options: argparse.Namespace) -> None:
-    """Print what a text memory recalls of long conversations, and what that costs."""
-    from ...memory.evaluation import endurance, recall
-    from ..langchain.baselines import trimmed, vector_store_memory
-
-    methods = {
-        **recall.methods(),
-        "LangChain trim_messages": trimmed,
-        "LangChain VectorStoreRetrieverMemory": vector_store_memory,
-    }
-    if options.methods:
-        methods = {name: methods[name] for name in options.methods.split(",")}
-    for name in options.data or [recall.data_path()]:
-        conversations = recall.load(name)[: options.limit]
-        asked = sum(len(conversation.questions) for conversation in conversations)
-        print(f"{len(conversations)} conversations, {asked} questions\n")
-        rows = recall.recall(conversations, methods)
-        total = len(methods) * len(recall.BUDGETS)
-        print(recall.markdown(list(tqdm(rows, total=total, disable=None))), flush=True)
-        print()
-        for part in endurance.tables(conversations):
-            print(part, flush=True)
-
-
-def _print_soak(options: argparse.Namespace) -> None:
-    """Print how many conversations at once fare while the process is killed again and again."""
-    from ...memory.evaluation.soak import soak
-
-    turns = options.limit or 10_000
-    print(f"20 sessions of {turns:,} turns, 8 threads; kill -9 after each line but the last")
-    print("| turns | turns/s | RSS, MiB | lost | beyond those that returned |")
-    print("|--:|--:|--:|--:|--:|")
-    with tempfile.TemporaryDirectory() as folder:
-        for lap in soak(folder, turns=turns):
-            print(lap, flush=True)
-
-
-def _print_latent(options: argparse.Namespace) -> None:
-    """Print what learned memories take, and what they recall after a small training."""
-    from ...memory.evaluation.latent import state_sizes, step_times
-    from ...memory.training.synthetic import FAMILY, study
-
-    sizes = list(state_sizes())
-    turns = list(sizes[0].nbytes)
-    print(f"| memory, bytes after turns | {' | '.join(map(str, turns))} | as the formula |")
-    print(f"|---|{'--:|' * len(turns)}---|")
-    for size in sizes:
-        print(size)
-    print(f"| full cache | {' | '.join(f'{sizes[0].full[t]:,}' for t in turns)} | |")
-    print()
-    print("| training step, 16 turns | recurrent s | parallel s | ratio [least, most] |")
-    print("|---|--:|--:|--:|")
-    for step in step_times():
-        print(step, flush=True)
-    print()
-    if options.methods:
-        unknown = set(options.methods.split(",")) - set(FAMILY)
-        if unknown:
-            known = ", ".join(FAMILY)
-            raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {known}")
-    chosen = options.methods.split(",") if options.methods else list(FAMILY)
-    print(study(memories={name: FAMILY[name] for name in chosen}, progress=True))
 
 
 def _print_speed(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 
 from ...core.errors import LaconicError
+from . import lab
 from .train_llmlingua2 import add_parsers as add_llmlingua2_parsers
 
 __all__ = ["main"]
@@ -94,16 +95,16 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure how often the answer survives (retention), tokens per second (speed), what "
-        "numbers, names and negations are left (survival), what a bounded KV cache costs "
-        "(memory), what memories recall (latent, recall), or whether many "
-        "at once stay whole (soak)."
+        "numbers, names and negations are left (survival), or what of injected instructions "
+        "(injection), what a bounded KV cache costs (memory), what memories recall (lab, "
+        "recall), or whether many at once stay whole (soak)."
     )
     parser.add_argument(
         "what",
         nargs="?",
         choices=(
-            *("retention", "speed", "encoding", "reference", "rates", "survival"),
-            *("memory", "latent", "recall", "soak"),
+            *("retention", "speed", "encoding", "reference", "rates", "survival", "injection"),
+            *("memory", "latent", "lab", "recall", "soak"),
         ),
         default="retention",
         metavar="WHAT",
@@ -111,9 +112,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "reference: time and memory beside llmlingua and "
         "Selective Context as published, with the same random weights, rates: tokens kept "
         "beside tokens asked for, at any length, survival: numbers, names, negations and modals "
-        "left with and without guards, memory: time, bytes and errors of bounded "
-        "KV caches beside one that grows, latent: bytes, training time and recall of learned "
-        "memories on a small model that is trained for it, recall: what a text memory finds "
+        "left with and without guards, injection: instructions in texts of strangers, left whole, "
+        "in part or not at all, memory: time, bytes and errors of bounded "
+        "KV caches beside one that grows, latent: bytes and training time of learned "
+        "memories, lab: what memories recall on the study model, recall: what a text memory finds "
         "again in LoCoMo's conversations, or soak: many text memories at once, killed again and "
         "again",
     )
@@ -123,12 +125,13 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets; "
-        "all but memory, latent, recall and soak need some",
+        "all but memory, latent, lab, recall and soak need some",
     )
     parser.add_argument(
         "--methods",
         help="comma-separated, A+B for a pipeline; the first is tested against each of the others "
-        "(default lexical,truncate,random,lead; for latent all learned memories)",
+        "(default lexical,truncate,random,lead); lab: learned memories that are trained for the "
+        "table of turns",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
     parser.add_argument(
@@ -155,13 +158,19 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         help="hub id or folder; memory: of a language model (default: random weights), survival: "
-        "of the token classifier of llmlingua2",
+        "of the token classifier of llmlingua2, retention: of the pruner's adapter, lab: what "
+        "`laconic train lab` saved, comma-separated folders",
     )
     parser.add_argument(
         "--keep",
         metavar="KINDS",
         help="survival: what guards keep, comma-separated kinds of laconic.core.guards.must_keep "
         "(default numbers,names,negations,modals)",
+    )
+    parser.add_argument(
+        "--tables",
+        default=",".join(lab.TABLES),
+        help=f"lab: comma-separated (default: {','.join(lab.TABLES)})",
     )
     parser.add_argument("--policies", help="memory: comma-separated (default: all there are)")
 
@@ -201,6 +210,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_train_tagger(
         recipes.add_parser("tagger", help="teach an encoder which words people ask about")
     )
+    lab.add_parser(
+        recipes.add_parser("lab", help="train the small model that memories are studied on")
+    )
     _add_train_ccm(
         recipes.add_parser("ccm", help="train an adapter that compresses a model's conversations")
     )
@@ -212,13 +224,8 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
         "Half of all documents are never trained on; measure on those. A stopped run goes on "
         "when it is started again."
     )
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help="JSON lines: question, answers, documents; see laconic.core.evaluation.datasets",
-    )
+    shape = "question, answers, documents"
+    _add_adapter_options(parser, shape, steps=1500, windows=6, windows_help="of a question")
     parser.add_argument(
         "--extra",
         nargs="+",
@@ -226,22 +233,9 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="more such files, of which nothing is held out",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
-    parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--steps", type=int, default=1500, help="default 1500")
     parser.add_argument("--questions", type=int, default=4, help="for each step, default 4")
-    parser.add_argument("--windows", type=int, default=6, help="of a question, default 6")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")
     parser.add_argument(
-        "--joint",
-        type=int,
-        default=3,
-        help="upper layers that read question and passage together, default 3",
-    )
-    parser.add_argument("--rank", type=int, default=32, help="of the updates, default 32")
-    parser.add_argument("--max-tokens", type=int, default=192, help="of a window, default 192")
-    parser.add_argument(
-        "--held-out", type=float, default=0.5, help="part never trained on, default 0.5"
+        "--passages", type=int, default=20, help="of a question that may be read, default 20"
     )
     parser.add_argument(
         "--weighed-questions",
@@ -249,8 +243,6 @@ def _add_train_pruner(parser: argparse.ArgumentParser) -> None:
         default=40,
         help="of each file, that only teach how to weigh, default 40",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--device", help="default: the best there is")
 
 
 def _add_train_tagger(parser: argparse.ArgumentParser) -> None:
@@ -259,20 +251,29 @@ def _add_train_tagger(parser: argparse.ArgumentParser) -> None:
         "about: answers, and what questions share with the sentences that answer them. Half of "
         "all documents are never trained on. A stopped run goes on when it is started again."
     )
+    shape = "with several questions about a text: context, qas"
+    _add_adapter_options(parser, shape, steps=400, windows=16, windows_help="for each step")
+    parser.add_argument(
+        "--least-questions", type=int, default=3, help="about a text that is read, default 3"
+    )
+
+
+def _add_adapter_options(
+    parser: argparse.ArgumentParser, shape: str, *, steps: int, windows: int, windows_help: str
+) -> None:
+    """What every training of an adapter of the bundled encoder takes."""
     parser.add_argument(
         "--data",
         required=True,
         nargs="+",
         metavar="FILE",
-        help="JSON lines with several questions about a text: context, qas; see "
-        "laconic.core.evaluation.datasets",
+        help=f"JSON lines: {shape}; see laconic.core.evaluation.datasets",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the adapter is saved")
     parser.add_argument("--model", help="hub id or folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--steps", type=int, default=400, help="default 400")
-    parser.add_argument("--windows", type=int, default=16, help="for each step, default 16")
+    parser.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
     parser.add_argument(
-        "--least-questions", type=int, default=3, help="about a text that is read, default 3"
+        "--windows", type=int, default=windows, help=f"{windows_help}, default {windows}"
     )
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default 0.001")
     parser.add_argument("--joint", type=int, default=3, help="upper layers that learn, default 3")
@@ -282,6 +283,7 @@ def _add_train_tagger(parser: argparse.ArgumentParser) -> None:
         "--held-out", type=float, default=0.5, help="part never trained on, default 0.5"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--device", help="default: the best there is")
 
 

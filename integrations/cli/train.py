@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ...core.evaluation.metrics import mean_interval
+from . import lab
 from ._models import load_model
 from .train_llmlingua2 import run as take_step
 
@@ -13,8 +15,8 @@ __all__ = ["run"]
 
 def run(options: argparse.Namespace) -> None:
     """Follow a recipe, and save what came of it."""
-    if options.recipe == "llmlingua2":
-        take_step(options)
+    if options.recipe in ("llmlingua2", "lab"):
+        {"llmlingua2": take_step, "lab": lab.train}[options.recipe](options)
         return
     {"align": _align, "ccm": _ccm, "pruner": _pruner, "tagger": _tagger}[options.recipe](options)
     print(f"saved in {options.out}")
@@ -49,15 +51,10 @@ def _pruner(options: argparse.Namespace) -> None:
     from ...core.training.pruner import Recipe, Split, train
 
     recipe = Recipe(
-        steps=options.steps,
         questions=options.questions,
-        windows=options.windows,
-        learning_rate=options.learning_rate,
-        joint=options.joint,
-        rank=options.rank,
-        max_tokens=options.max_tokens,
+        passages=options.passages,
         weighed_questions=options.weighed_questions,
-        seed=options.seed,
+        **_schedule(options),
     )
     where = {"encoder": options.model, "device": options.device}
     split = Split(held_out=options.held_out)
@@ -70,19 +67,16 @@ def _tagger(options: argparse.Namespace) -> None:
     """Train a tagger, and print what it was trained on."""
     from ...core.training.tagger import Recipe, Split, train
 
-    recipe = Recipe(
-        steps=options.steps,
-        windows=options.windows,
-        least_questions=options.least_questions,
-        learning_rate=options.learning_rate,
-        joint=options.joint,
-        rank=options.rank,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-    )
+    recipe = Recipe(least_questions=options.least_questions, **_schedule(options))
     where = {"encoder": options.model, "device": options.device}
     split = Split(held_out=options.held_out, weighed=0.0)
     print(train(options.data, options.out, recipe, split, progress=True, **where))
+
+
+def _schedule(options: argparse.Namespace) -> dict[str, Any]:
+    """What recipes of a pruner and of a tagger have in common."""
+    names = ("steps", "windows", "learning_rate", "joint", "rank", "max_tokens", "seed", "bf16")
+    return {name: getattr(options, name) for name in names}
 
 
 def _ccm(options: argparse.Namespace) -> None:

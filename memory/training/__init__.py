@@ -10,29 +10,32 @@ from ...core.errors import MissingExtraError
 if TYPE_CHECKING:
     from .ccm import train
     from .examples import Dialogue, read_dialogues, tokenize
+    from .facts import Facts
     from .fit import Recipe, Run
-    from .synthetic import RecallTask, study
+    from .lab import LabRecipe, train_lab
 
 __all__ = [
     "Dialogue",
-    "RecallTask",
+    "Facts",
+    "LabRecipe",
     "Recipe",
     "Run",
     "read_dialogues",
-    "study",
     "tokenize",
     "train",
+    "train_lab",
 ]
 
 _MODULES = {
     "Dialogue": "examples",
-    "RecallTask": "synthetic",
+    "Facts": "facts",
+    "LabRecipe": "lab",
     "Recipe": "fit",
     "Run": "fit",
     "read_dialogues": "examples",
-    "study": "synthetic",
     "tokenize": "examples",
     "train": "ccm",
+    "train_lab": "lab",
 }
 
 

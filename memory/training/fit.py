@@ -29,6 +29,9 @@ __all__ = ["Recipe", "Run", "fit"]
 
 _CHECKPOINT = "checkpoint.pt"
 
+_POOLED = 8
+"""Steps whose examples are drawn together."""
+
 Memory = TypeVar("Memory", bound=LatentMemory)
 
 
@@ -205,7 +208,8 @@ def _step(
     memory: LatentMemory, examples: Sequence[Example], recipe: Recipe, optimizer: Any, step: int
 ) -> float:
     """One update; the mean NLL of the tokens that it learnt."""
-    batch = [examples[i] for i in _drawn(len(examples), recipe, step)]
+    lengths = [sum(map(len, example.chunks)) for example in examples]
+    batch = [examples[i] for i in _drawn(lengths, recipe, step)]
     learnt = sum(sum(example.learnt) for example in batch)
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * recipe.rate(step)
@@ -222,15 +226,21 @@ def _step(
     return total / learnt
 
 
-def _drawn(count: int, recipe: Recipe, step: int) -> list[int]:
-    """The examples of a step: each is drawn once before any is drawn again."""
+def _drawn(lengths: Sequence[int], recipe: Recipe, step: int) -> list[int]:
+    """The examples of a step: each is drawn once before any is drawn again.
+
+    Those of a few steps are parted by their length, for what is shorter is padded.
+    """
+    pool, place = divmod(step, _POOLED)
+    size = recipe.batch_size
     found: list[int] = []
-    place = step * recipe.batch_size
-    while len(found) < recipe.batch_size:
-        epoch, offset = divmod(place + len(found), count)
-        order = np.random.default_rng([recipe.seed, epoch]).permutation(count)
-        found += order[offset : offset + recipe.batch_size - len(found)].tolist()
-    return found
+    while len(found) < size * _POOLED:
+        epoch, offset = divmod(pool * size * _POOLED + len(found), len(lengths))
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(lengths))
+        found += order[offset : offset + size * _POOLED - len(found)].tolist()
+    found.sort(key=lambda i: lengths[i])
+    turn = int(np.random.default_rng([recipe.seed, pool]).permutation(_POOLED)[place])
+    return found[turn * size : (turn + 1) * size]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,13 +14,13 @@ from laconic.memory.latent import CCM, LatentState, Spec
 from laconic.memory.latent.base import LatentMemory
 from laconic.memory.training.ccm import Recipe, train
 from laconic.memory.training.examples import Example
-from laconic.memory.training.synthetic import RecallTask
+from laconic.memory.training.facts import Facts
 
 from ..latent.conftest import adapter, model
 
 RECIPE = Recipe(steps=6, batch_size=6, micro_batch=4, learning_rate=1e-2, save_every=2)
-TASK = RecallTask(turns=3)
-EXAMPLES = TASK.examples(10, seed=0)
+
+EXAMPLES = Facts().examples(10, seed=0, turns=3, shortest=7, longest=9)
 SPEC = Spec("merge", 2, positions="slots")
 
 
@@ -127,13 +128,16 @@ def test_bf16_computes_nearly_the_same() -> None:
     assert all(p.dtype == torch.float32 for p in run.memory.adapter.parameters())
 
 
-def test_every_example_is_drawn_once_in_an_epoch() -> None:
-    from laconic.memory.training.fit import _drawn
+def test_every_example_is_drawn_once_in_an_epoch_beside_others_of_its_length() -> None:
+    from laconic.memory.training.fit import _POOLED, _drawn
 
-    drawn = [i for step in range(5) for i in _drawn(10, replace(RECIPE, batch_size=4), step)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
-    assert len(_drawn(3, replace(RECIPE, batch_size=8), 1)) == 8
+    lengths, recipe = list(range(10)), replace(RECIPE, batch_size=5)
+    steps = [_drawn(lengths, recipe, step) for step in range(2 * _POOLED)]
+    assert all(len(step) == 5 for step in steps)
+    assert sorted(i for step in steps for i in step) == sorted(lengths * _POOLED)
+    spread = np.mean([max(step) - min(step) for step in steps])
+    assert spread < 3
+    assert len(_drawn(lengths[:3], replace(RECIPE, batch_size=8), 1)) == 8
 
 
 def test_the_rate_rises_and_falls() -> None:
