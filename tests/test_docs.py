@@ -22,11 +22,44 @@ AT_ROOT = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # test_readme.py runs the code of these.
 GUIDES = {f"docs/{p}.md" for p in ("memory", "conversations", "pruner", "benchmarks/survival")}
 
-METHOD_PAGES = {
-    name: f"docs/methods/{name.replace('_', '-')}.md"
-    for name in METHODS
-    if name not in ("pruner", "tagger")  # docs/pruner.md is about both
+OPTIONS = {
+    **{
+        f"laconic.core.methods.{home.replace(':', '.')}": f"docs/methods/{page}.md"
+        for page, home in ((name.replace("_", "-"), home) for name, home in METHODS.items())
+    },
+    "laconic.core.methods.pruner.Pruner": "docs/pruner.md#how-it-reads",
+    "laconic.core.methods.tagger.Tagger": "docs/pruner.md#the-tagger",
+    "laconic.memory.text.TextMemory": "docs/conversations.md#how-it-chooses",
+    "laconic.memory.kv.KVMemory": "docs/memory.md#options",
+    "laconic.memory.kv.policies.infinipot.InfiniPot": "docs/memory/infinipot.md",
+    **{
+        f"laconic.memory.kv.policies.{home}": f"docs/memory/policies.md#{name}"
+        for name, home in {
+            "streaming_llm": "streaming_llm.StreamingLLM",
+            "truncation": "truncation.Truncation",
+            "h2o": "h2o.H2O",
+            "tova": "tova.TOVA",
+            "snapkv": "snapkv.SnapKV",
+            "sirllm": "sirllm.SirLLM",
+            "knorm": "knorm.KNorm",
+            "keydiff": "keydiff.KeyDiff",
+            "adaptive_layers": "adaptive.AdaptiveLayers",
+            "adaptive_turns": "adaptive.AdaptiveTurns",
+        }.items()
+    },
+    "laconic.memory.latent.Spec": "docs/memory/ccm.md#spec",
+    "laconic.memory.latent.CCM": "docs/memory/ccm.md#ccm-the-model",
+    "laconic.memory.latent.CCMMemory": "docs/memory/ccm.md#ccmmemory",
+    "laconic.memory.latent.Stream": "docs/memory/ccm.md#endless-text",
+    "laconic.memory.latent.Gisting": "docs/memory/relatives.md#gisting",
+    "laconic.memory.latent.GistingOnline": "docs/memory/relatives.md#gisting",
+    "laconic.memory.latent.Compressive": "docs/memory/relatives.md#compressive-transformer",
+    "laconic.memory.latent.AutoCompressor": "docs/memory/relatives.md#autocompressor",
+    "laconic.memory.latent.RMT": "docs/memory/relatives.md#rmt",
+    "laconic.memory.latent.ICAE": "docs/memory/relatives.md#icae",
+    "laconic.memory.latent.XCompressor": "docs/memory/relatives.md#500xcompressor",
 }
+"""Where the options of each class are."""
 
 
 def read(page: str) -> str:
@@ -65,6 +98,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pages have a model with rotary positions: a small one with random weights."""
+    pytest.importorskip("transformers")
+    from laconic.core.evaluation.random_models import build_model
+
+    text = "Tom is a cat. Who is Tom? My cat is called Tom. He is black. On day 5 he slept."
+    return build_model("llama", tmp_path_factory.mktemp("rotary") / "llama", [text])
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in GUIDES and blocks(p)])
 def test_the_code_runs_and_prints_what_it_says(
     page: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -74,6 +117,8 @@ def test_the_code_runs_and_prints_what_it_says(
     code = "".join(blocks(page))
     needs_model = re.search(r"\bmodel=(?:model|classifier)\b", code)
     namespace = dict(request.getfixturevalue("models")) if needs_model else {}
+    if "from_pretrained(folder)" in code:
+        namespace["folder"] = request.getfixturevalue("folder")
     exec(code, namespace)
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r"^print\(.*\)  # (.+)$", code, flags=re.MULTILINE)
@@ -84,11 +129,16 @@ def test_the_code_runs_and_prints_what_it_says(
 # Links
 
 
+def slug(heading: str) -> str:
+    """The anchor of a heading, which may have text below it."""
+    words = re.sub(r"[^\w\s-]", "", heading.lstrip("#").split("\n")[0].lower()).strip()
+    return re.sub(r"[\s-]+", "-", words)
+
+
 def anchors(page: str) -> set[str]:
     """What can be linked to on a page: its headings, and what it says of the package."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
-    slugs = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
-    return {re.sub(r"[\s-]+", "-", slug) for slug in slugs} | set(described(page))
+    headings = re.findall(r"^#+ .+$", prose(page), flags=re.MULTILINE)
+    return set(map(slug, headings)) | set(described(page))
 
 
 def links(page: str) -> Iterator[tuple[str, str]]:
@@ -196,23 +246,79 @@ def test_the_reference_describes_all_that_is_public() -> None:
         assert attribute(f"laconic.core.methods.{module_name}.{name}") in found
 
 
-def rows(page: str) -> list[list[str]]:
-    """The cells of the tables of a page."""
-    lines = [line for line in prose(page).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def section(page: str, anchor: str = "") -> str:
+    """The prose below the heading with that anchor, up to the next heading; of all without one."""
+    parts = re.split(r"^(?=#+ )", prose(page), flags=re.MULTILINE)
+    if not anchor:
+        return "".join(parts)
+    (found,) = (part for part in parts if part.startswith("#") and slug(part) == anchor)
+    return found
 
 
-@pytest.mark.parametrize("name", METHOD_PAGES)
-def test_the_page_of_a_method_has_its_options(name: str) -> None:
-    module, _, attribute_name = METHODS[name].partition(":")
-    method = attribute(f"laconic.core.methods.{module}.{attribute_name}")
-    parameters = inspect.signature(method).parameters
-    table = [row for row in rows(METHOD_PAGES[name]) if row[0].startswith("`")]
-    assert {o for row in table for o in re.findall(r"`(\w+)`", row[0])} == set(parameters)
-    for option, default, _ in table:
-        given = parameters[option.split("`")[1]].default
-        if given is not None and given != ():
-            assert default.strip("`") == str(given) or default == f'`"{given}"`'
+def rows(page: str, anchor: str = "") -> list[list[str]]:
+    """The cells of the tables of a page, or of one of its sections."""
+    lines = [line for line in section(page, anchor).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+
+
+def check_options(home: str, page: str, anchor: str) -> None:
+    """Hold the table of options, with their defaults, against the parameters of the class."""
+    given = dict(inspect.signature(attribute(home)).parameters)
+    if "relatives" in page:  # what all of them have stands at the top of the page
+        del given["model"], given["adapter"]
+    table = [row for row in rows(page, anchor) if row[0].startswith("`") and len(row) == 3]
+    options = [(re.findall(r"`(\w+)`", names), said, text) for names, said, text in table]
+    assert sorted(name for names, _, _ in options for name in names) == sorted(given)
+    for names, said, text in options:
+        defaults = said.split(", ") if said.count(",") == len(names) - 1 else [said] * len(names)
+        for name, default in zip(names, defaults, strict=True):
+            value = given[name].default
+            if value is inspect.Parameter.empty:
+                assert not said
+            elif value is not None and value != ():
+                assert default.strip('`"') == str(value) or f'"{value}"' in text, name
+
+
+@pytest.mark.parametrize("home", OPTIONS)
+def test_the_page_of_a_method_has_its_options(home: str) -> None:
+    if home.startswith("laconic.memory."):
+        pytest.importorskip("transformers")
+    page, _, anchor = OPTIONS[home].partition("#")
+    check_options(home, page, anchor)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("| `decay` | 0.7 |", "| `decay` | 0.8 |"),
+        ("| `decay` | 0.7 |", "| `decays` | 0.7 |"),
+        ("| `sink`, `recent` | 4, 0 |", "| `sink`, `recent` | 0, 4 |"),
+        ("| `sink`, `recent` | 4, 0 |", "| `sink` | 4 |"),
+    ],
+)
+def test_an_option_that_is_wrong_is_found(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    page = read("docs/memory/policies.md")
+    assert page.count(before) == 1
+    monkeypatch.setattr(f"{__name__}.read", lambda _: page.replace(before, after))
+    with pytest.raises(AssertionError):
+        check_options(
+            "laconic.memory.kv.policies.sirllm.SirLLM", "docs/memory/policies.md", "sirllm"
+        )
+
+
+def test_no_memory_is_without_a_page() -> None:
+    pytest.importorskip("transformers")
+    policies = importlib.import_module("laconic.memory.kv.policies")
+    homes = {f"{policies.__name__}.{home.replace(':', '.')}" for home in policies.POLICIES.values()}
+    assert homes <= set(OPTIONS)
+    latent = importlib.import_module("laconic.memory.latent")
+    shared = {"ConditionalLora", "LatentMemory", "LatentState"}  # parts of those that have one
+    assert {f"{latent.__name__}.{name}" for name in set(latent.__all__) - shared} <= set(OPTIONS)
+    found = {attribute(name) for page in PAGES for name in described(page)}
+    assert found.issuperset(attribute(home) for home in OPTIONS)
 
 
 def test_every_option_of_llmlingua_has_its_place() -> None:
@@ -226,24 +332,3 @@ def test_every_option_of_llmlingua_has_its_place() -> None:
         compressor.compress_prompt_llmlingua2,
     ):
         assert set(inspect.signature(function).parameters) - {"self"} <= named
-
-
-FIGURE = re.compile(r"\d+\.\d% \[[\d., ]+\]")
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if not p.startswith("docs/benchmarks")])
-def test_figures_stand_on_the_page_that_is_linked(page: str) -> None:
-    for paragraph in re.split(r"\n(?:\n|(?=[|-] ))", prose(page)):
-        sources = re.findall(r"\]\(([^)#\s]*benchmarks/\w+\.md)", paragraph)
-        for figure in FIGURE.findall(paragraph.replace("\n", " ")):
-            there = [(ROOT / page).parent.joinpath(s).read_text("utf-8") for s in sources]
-            assert any(figure in text for text in there), f"{figure} of {page}"
-
-
-def test_the_table_of_methods_is_that_of_the_benchmarks() -> None:
-    table = [row for row in rows("docs/choosing.md") if "(benchmarks/" in row[0]]
-    assert len(table) == 8
-    for name, rate, *figures in table:
-        (source,) = re.findall(r"benchmarks/\w+\.md", name)
-        printed = {row[1]: row[2] for row in rows(f"docs/{source}") if row[0] == rate}
-        assert figures == [printed[m] for m in ("extractive", "lexical", "documents")]
