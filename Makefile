@@ -6,7 +6,7 @@ BENCH_DATA ?= $(or $(LACONIC_DATA),../shared/data)
 RIVALS := documents,langchain-embeddings-filter,llamaindex-sentence-optimizer
 BASELINES := truncate,random,lead
 
-.PHONY: demo test check docs package bench clean
+.PHONY: demo test check docs notebooks package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/laconic demo
@@ -23,6 +23,10 @@ check: $(VENV)/installed
 # Build the site, without the network; its pages are then under site/.
 docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict
+
+# Run the notebooks again, without the network, and save what they print.
+notebooks: $(VENV)/installed
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 # Build both packages, install the wheel where nothing else is, and use it.
 package: $(VENV)/installed
