@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from ...core.errors import UnknownMethodError
 from . import lab
 from ._models import load_model
 
@@ -80,9 +81,10 @@ def _print_soak(options: argparse.Namespace) -> None:
             print(lap, flush=True)
 
 
-def _print_latent(_: argparse.Namespace) -> None:
-    """Print what learned memories take."""
+def _print_latent(options: argparse.Namespace) -> None:
+    """Print what learned memories take, and what they recall after a small training."""
     from ...memory.evaluation.latent import state_sizes, step_times
+    from ...memory.training.synthetic import FAMILY, study
 
     sizes = list(state_sizes())
     turns = list(sizes[0].nbytes)
@@ -96,6 +98,11 @@ def _print_latent(_: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|")
     for step in step_times():
         print(step, flush=True)
+    print()
+    chosen = options.methods.split(",") if options.methods else list(FAMILY)
+    if unknown := set(chosen) - set(FAMILY):
+        raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(FAMILY)}")
+    print(study(memories={name: FAMILY[name] for name in chosen}, progress=True))
 
 
 MEMORIES: dict[str, Callable[[argparse.Namespace], None]] = {

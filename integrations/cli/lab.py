@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ...core.errors import InputError, ModelError
+from ._models import load_model
 
 __all__ = ["TABLES", "add_parser", "bench", "train"]
 
 _LONGEST = 1024
 """Tokens; the study model has learnt from conversations of up to 36 turns of 28 on average."""
+
+_JUDGED = 25
+"""Conversations by which a model is judged."""
 
 _ACCEPTED = 0.98
 """The part of facts that a model must find in its whole context to be studied."""
@@ -25,44 +28,34 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laconic train lab`."""
     parser.description = (
         "Train the study model from scratch, a Llama of a million parameters that looks up facts "
-        "in its context, and CCM adapters for it. A stopped run goes on when it is started again."
+        "in its context. A stopped run goes on when it is started again."
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where all is saved")
-    parser.add_argument("--steps", type=int, default=4000, help="of the model, default 4000")
-    parser.add_argument(
-        "--adapter-steps", type=int, default=1500, help="of each adapter, default 1500"
-    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where it is saved")
+    parser.add_argument("--steps", type=int, default=3000, help="default 3000")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--device", help="default: the CPU")
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the model, and adapters if it is good enough."""
-    from ...memory.evaluation.steps import MEMORIES, RECIPE, study, taught
+    """Train the model, and say how much it finds in its whole context."""
+    from ...memory.evaluation.pots import POTS, conversations, recall
     from ...memory.training.facts import Facts
-    from ...memory.training.lab import BASE, LabRecipe, train_lab
+    from ...memory.training.lab import LabRecipe, train_lab
 
-    out, task = Path(options.out), Facts()
-    if not (out / BASE / "config.json").exists():
-        recipe = LabRecipe(steps=options.steps, seed=options.seed, bf16=options.bf16)
-        print(train_lab(out / BASE, recipe, task, device=options.device, progress=True))
-    model, tokenizer = _load(out, options.device)
-    for turns, score in study(model, {}, task, turns=(16, 36)).scores["full"].items():
-        print(f"{turns} turns, all in context: {score.interval} of {score.n} answers")
-        if score.accuracy < _ACCEPTED:
-            raise ModelError(
-                f"a model that finds {score.accuracy:.1%} in its whole context is none to study "
-                f"memories on; delete {out / BASE} and train it with more steps"
-            )
-    how = replace(RECIPE, steps=options.adapter_steps, seed=options.seed, bf16=options.bf16)
-    for name, build in MEMORIES.items():
-        folder = out / name.lower()
-        memory: Any = taught(model, build, task, how, folder=folder, progress=True)
-        memory.save_pretrained(folder, tokenizer)
-        (folder / "checkpoint.pt").unlink()
-        memory.adapter.detach_from_model()
-        print(f"{name}: saved in {folder}")
+    task = Facts()
+    recipe = LabRecipe(steps=options.steps, seed=options.seed, bf16=options.bf16)
+    print(train_lab(options.out, recipe, task, device=options.device, progress=True))
+    drawn = conversations(task, _LONGEST, count=_JUDGED, facts=16, marked=True, followers=4)
+    full = {"full cache": POTS["full cache"]}
+    (found,) = recall(*_load(Path(options.out)), full, 64, drawn)
+    print(f"{found.interval} of the facts in its whole context, {_JUDGED} conversations")
+    if found.interval.value < _ACCEPTED:
+        raise ModelError(
+            f"a model that finds so little is none to study memories on; delete {options.out} and "
+            f"train it with more steps"
+        )
+    print(f"saved in {options.out}")
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -99,6 +92,7 @@ def _print_noise(folders: Sequence[Path], options: argparse.Namespace) -> None:
 
     for title, kind in (
         ("a tenth of the filler is any token", {"noise": 0.1}),
+        ("turns are marked", {"marked": True}),
         ("facts are overwritten", {"overwriting": True}),
     ):
         _print_recall(
@@ -133,7 +127,7 @@ def _print_recall(
             for name, one in pooled.items():
                 found.setdefault(name, []).append(one)
     n = len(folders) * count
-    print(f"{title}: {facts} facts, {len(folders)} models, {n} conversations of each length\n")
+    print(f"{title}: {facts} facts, {n} conversations of each length\n")
     print(f"| context held by | {' | '.join(f'{length:,} tokens' for length in lengths)} | bytes |")
     print(f"|---|{'--:|' * (len(lengths) + 1)}")
     for name, row in found.items():
@@ -142,42 +136,15 @@ def _print_recall(
     print(flush=True)
 
 
-def _print_turns(folders: Sequence[Path], options: argparse.Namespace) -> None:
-    """Recall of learned memories by how many turns they have compressed."""
-    from ...memory.evaluation.steps import FAMILY, MEMORIES, RECIPE, Study, study, taught
-    from ...memory.latent import CCM
-    from ...memory.latent.base import LatentMemory
-    from ...memory.training.facts import Facts
-
-    pooled: Study | None = None
-    for seed, folder in enumerate(folders):
-        model, tokenizer = _load(folder)
-        task, memories = Facts(), dict[str, LatentMemory]()
-        for name in MEMORIES:
-            memories[name] = CCM.from_pretrained(model, folder / name.lower(), tokenizer)
-        for name in options.methods.split(",") if options.methods else ():
-            recipe = replace(RECIPE, seed=seed)
-            memories[name] = taught(model, FAMILY[name], task, recipe, progress=True)
-        found = study(model, memories, task, held_out=options.limit or 1000, seed=seed)
-        pooled = found.beside(pooled)
-    print(pooled)
-
-
 TABLES = {
     "pots": _print_pots,
     "ablations": _print_ablations,
     "noise": _print_noise,
-    "turns": _print_turns,
 }
 """What `laconic bench lab` prints."""
 
 
-def _load(folder: Path, device: str | None = None) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ...memory.training.lab import BASE
-
-    if not (folder / BASE / "config.json").is_file():
-        raise ModelError(f"there is no {folder / BASE}; make it with `laconic train lab --out`")
-    model = AutoModelForCausalLM.from_pretrained(folder / BASE, local_files_only=True)
-    return model.float().eval().to(device or "cpu"), AutoTokenizer.from_pretrained(folder / BASE)
+def _load(folder: Path) -> tuple[Any, Any]:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"there is no model in {folder}; make one with `laconic train lab`")
+    return load_model(str(folder), "cpu")

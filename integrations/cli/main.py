@@ -96,7 +96,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure how often the answer survives (retention), tokens per second (speed), what "
         "numbers, names and negations are left (survival), or what of injected instructions "
-        "(injection), what a bounded KV cache costs (memory), what memories recall (lab, "
+        "(injection), what a bounded KV cache costs (memory), what memories recall (latent, lab, "
         "recall), or whether many at once stay whole (soak)."
     )
     parser.add_argument(
@@ -114,8 +114,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "beside tokens asked for, at any length, survival: numbers, names, negations and modals "
         "left with and without guards, injection: instructions in texts of strangers, left whole, "
         "in part or not at all, memory: time, bytes and errors of bounded "
-        "KV caches beside one that grows, latent: bytes and training time of learned "
-        "memories, lab: what memories recall on the study model, recall: what a text memory finds "
+        "KV caches beside one that grows, latent: bytes, training time and recall of learned "
+        "memories on a model that is trained for it, lab: what caches recall on the study model, "
+        "recall: what a text memory finds "
         "again in LoCoMo's conversations, or soak: many text memories at once, killed again and "
         "again",
     )
@@ -130,8 +131,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         help="comma-separated, A+B for a pipeline; the first is tested against each of the others "
-        "(default lexical,truncate,random,lead); lab: learned memories that are trained for the "
-        "table of turns",
+        "(default lexical,truncate,random,lead; for latent all learned memories)",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
     parser.add_argument(

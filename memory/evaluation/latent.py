@@ -1,6 +1,6 @@
 """What learned memories cost: bytes of their states, and time of a training step.
 
-What they recall is measured by `laconic.memory.evaluation.steps`.
+What they recall is measured by `laconic.memory.training.synthetic`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.evaluation.metrics import Interval, mean_interval
+from ...core.evaluation.metrics import Interval, wilson_interval
 from ..kv import KVMemory, get_policy
 from ..kv.policies import Policy
 from ..training.facts import ASK, START, TURN_LENGTH, Drawn, Facts
@@ -110,8 +110,10 @@ class Recalled:
 
     @property
     def interval(self) -> Interval:
-        """The mean over conversations with its 95 % interval."""
-        return mean_interval(self.parts)
+        """The mean over conversations with its 95 % interval (Wilson), which is rather too wide:
+        a conversation is not only wholly right or wholly wrong.
+        """
+        return wilson_interval(sum(self.parts), len(self.parts))
 
     def beside(self, other: Recalled | None) -> Recalled:
         """The conversations of both, which differ in the model."""
@@ -127,6 +129,8 @@ def conversations(
     seed: int = 0,
     noise: float = 0.0,
     overwriting: bool = False,
+    followers: int = 3,
+    marked: bool = False,
 ) -> Drawn:
     """Conversations of about so many tokens, of which none was trained on.
 
@@ -140,14 +144,22 @@ def conversations(
         How many; facts of each, fewer where they are too short for so many.
     seed
         Of their own: training draws with the seeds of its steps.
-    noise, overwriting
+    noise, overwriting, followers, marked
         As `Facts.draw` takes them.
     """
     turns = max(1, round(length / TURN_LENGTH))
     generator = np.random.default_rng([seed, length, 2**20])
     most = min(facts, turns * task.slots)
     return task.draw(
-        generator, count, turns, TURN_LENGTH, most, noise=noise, overwriting=overwriting
+        generator,
+        count,
+        turns,
+        TURN_LENGTH,
+        most,
+        noise=noise,
+        overwriting=overwriting,
+        followers=followers,
+        marked=marked,
     )
 
 

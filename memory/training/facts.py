@@ -158,6 +158,8 @@ class Facts:
         *,
         noise: float = 0.0,
         overwriting: bool = False,
+        followers: int = len(_FOLLOWERS),
+        marked: bool = True,
     ) -> Drawn:
         """Conversations with facts at places by chance.
 
@@ -175,6 +177,11 @@ class Facts:
             The part of the filler that is any key, value or word instead.
         overwriting
             Whether a key may be set again.
+        followers
+            Words that may follow a word of filler; with fewer than the 4 that a model learns none
+            is as surprising as a fact.
+        marked
+            Whether turns begin with ``turn``, rather than with a word.
 
         Raises
         ------
@@ -187,11 +194,12 @@ class Facts:
                 f"{turns} turns of {length} tokens have no room for {facts} facts of "
                 f"{_FACT} tokens, or there are no {facts} keys"
             )
-        ids = self._filler(generator, count, turns * length)
+        ids = self._filler(generator, count, turns * length, followers)
         loud = generator.random(ids.shape) < noise
         anything = generator.integers(self.first_key, len(self.vocabulary), size=ids.shape)
         ids = np.where(loud, anything, ids).reshape(count, turns, length)
-        ids[:, :, 0] = TURN
+        if marked:
+            ids[:, :, 0] = TURN
         flat = ids.reshape(count, turns * length)
         if overwriting:
             keys = generator.integers(self.keys, size=(count, 1)) + generator.integers(
@@ -231,11 +239,14 @@ class Facts:
             found.append(Example(tuple(map(tuple, chunks)), learnt))
         return found
 
-    def _filler(self, generator: np.random.Generator, count: int, length: int) -> Ids:
+    def _filler(
+        self, generator: np.random.Generator, count: int, length: int, followers: int
+    ) -> Ids:
         """A walk along the Markov chain, which is the same for all conversations."""
         chain = np.random.default_rng(0)
         follows = np.stack([chain.permutation(self.words)[:4] for _ in range(self.words)])
-        choices = generator.choice(len(_FOLLOWERS), size=(length, count), p=_FOLLOWERS)
+        likely = np.array(_FOLLOWERS[:followers])
+        choices = generator.choice(followers, size=(length, count), p=likely / likely.sum())
         word = generator.integers(self.words, size=count)
         walk = np.empty((length, count), np.int64)
         for i, choice in enumerate(choices):

@@ -24,10 +24,7 @@ from ...core.errors import InputError
 from ...core.training import checkpoint
 from .facts import END, LONGEST, PAD, RECAP, SHORTEST, START, Facts
 
-__all__ = ["BASE", "STAGES", "LabRecipe", "LabRun", "Stage", "train_lab"]
-
-BASE = "base"
-"""The folder of the model, beside those of its adapters."""
+__all__ = ["STAGES", "LabRecipe", "LabRun", "Stage", "train_lab"]
 
 _LOG = "training.json"
 _CHECKPOINT = "checkpoint.pt"
@@ -106,7 +103,7 @@ class LabRecipe:
         A value is out of range.
     """
 
-    steps: int = 10_000
+    steps: int = 3000
     tokens: int = 3072
     learning_rate: float = 3e-3
     layers: int = 4

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from laconic.integrations.cli import main
+from laconic.integrations.cli.lab import TABLES
+
+LAB = Path(__file__).parents[3] / "lab"
+
+
+def test_a_model_that_finds_too_little_is_no_model_to_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "lab", "--out", str(tmp_path), "--steps", "2"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "of the facts in its whole context" in printed.out
+    assert "train it with more steps" in printed.err
+    assert (tmp_path / "training.json").is_file()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_tables_are_printed(table: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "lab", "--model", str(LAB), "--tables", table, "--limit", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert ("| alpha 1, no CaP |" if table == "ablations" else "| StreamingLLM |") in printed
+    assert "nan" not in printed
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, reason in (
+        ([], "needs --model FOLDER"),
+        (["--model", str(tmp_path)], "make one with `laconic train lab"),
+        (["--model", str(LAB), "--tables", "chairs"], "no table 'chairs'"),
+    ):
+        assert main(["bench", "lab", *options]) == 1
+        assert reason in capsys.readouterr().err
