@@ -78,7 +78,7 @@ def matches(questions: Sequence[Known], passages: Sequence[Known]) -> tuple[Any,
     sides = []
     for side in (questions, passages):
         tokens = States.of([one.tokens for one in side])
-        texts = torch.stack([one.text for one in side]).float()
+        texts = torch.stack([one.text.float() for one in side])
         ids = torch.full(tokens.mask.shape, -1, device=tokens.mask.device)
         for i, one in enumerate(side):
             ids[i, 1 : len(one.ids) - 1] = torch.from_numpy(one.ids[1:-1].copy())
@@ -101,13 +101,13 @@ def layers(encoder: Any, chosen: Any) -> Any:
     return part
 
 
-def through(part: Any, states: States) -> States:
-    """Read on through layers."""
+def through(part: Any, states: States, *, bf16: bool = False) -> States:
+    """Read on through layers, which compute in bfloat16 if asked to."""
     import torch
 
     hidden = states.hidden
     least = torch.finfo(hidden.dtype).min
     mask = torch.zeros_like(states.mask, dtype=hidden.dtype).masked_fill(~states.mask, least)
-    return States(
-        part(hidden, attention_mask=mask[:, None, None, :]).last_hidden_state, states.mask
-    )
+    with torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16):
+        read = part(hidden, attention_mask=mask[:, None, None, :]).last_hidden_state
+    return States(read.to(hidden), states.mask)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from ..types import Span
 from .alignment import Floats, Tokens, first_units, mean_by_unit, tokenize
 from .hidden_states import Ids, Known
 from .loading import finite, fitting_batch
-from .pruner_network import Network, bundled
+from .pruner_network import Kind, Network, bundled
 from .remembered import Remembered
 
-__all__ = ["Judged", "Piece", "PrunerModel", "Reading", "alike", "pieces"]
+__all__ = ["Judged", "Piece", "PrunerModel", "Reading", "alike", "batches", "pieces"]
 
 _NOTHING = (0.0, 0.0, -10.0, -10.0)
 """What is said of a unit without a token."""
@@ -31,12 +31,13 @@ _JUDGED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A question with a passage, below its title, that is cut into units."""
+    """A question with a passage, below its title, that is cut into units, and these into parts."""
 
     question: str
     title: str
     text: str
     units: Sequence[Span]
+    parts: Sequence[Span] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,26 @@ class Judged:
         logit of the window for being relevant; shape ``(units, 4)``.
     similarity, relevance
         The best of the second and of the fourth, of any window; of no token, as in `units`.
+    parts
+        For each part the logit of being wanted; shape ``(parts,)``.
     """
 
     units: Floats
     similarity: float
     relevance: float
+    parts: Floats
 
     @classmethod
     def of(cls, reading: Reading, tokens: Tokens, values: Floats) -> Judged:
         """From what is said of each token of a passage; shape ``(4, tokens)``."""
-        units = [
-            mean_by_unit(reading.text, reading.units, tokens.offsets, row, missing)
-            for row, missing in zip(values, _NOTHING, strict=True)
-        ]
+
+        def means(spans: Sequence[Span], row: int) -> Floats:
+            return mean_by_unit(reading.text, spans, tokens.offsets, values[row], _NOTHING[row])
+
+        units = [means(reading.units, row) for row in range(len(_NOTHING))]
         best = values.max(axis=1) if len(tokens) else np.array(_NOTHING)
-        return cls(np.stack(units, axis=1), float(best[1]), float(best[3]))
+        parts = means(reading.parts, 2)
+        return cls(np.stack(units, axis=1), float(best[1]), float(best[3]), parts)
 
 
 class Piece(NamedTuple):
@@ -112,12 +118,17 @@ class PrunerModel:
     int8
         Whether to quantize the linear layers (dynamically, on a CPU): faster, a little less
         exact.
+    bf16
+        Whether layers compute in bfloat16: faster where the device does, a little less exact.
     batch_tokens
         Tokens per forward pass, padding included; None for what suits the device.
     cache_size
         Windows of which is remembered what does not depend on the question, two thirds of the
         work, at 1.5 kB a token; the least recently used are forgotten first. 0 for none.
     """
+
+    kind: ClassVar[Kind] = "pruner"
+    """What its adapter was trained for."""
 
     def __init__(
         self,
@@ -127,16 +138,20 @@ class PrunerModel:
         window: int | None = None,
         device: str | None = None,
         int8: bool = False,
+        bf16: bool = False,
         batch_tokens: int | None = None,
         cache_size: int = 0,
     ) -> None:
         if window is not None and window < 64:
             raise InputError(f"a window is at least 64 tokens, got {window}")
+        if int8 and bf16:
+            raise InputError("layers compute in int8 or in bf16, not in both")
         self._adapter, self._encoder = adapter, encoder
         self._settings: dict[str, Any] = {
             "window": window,
             "device": device,
             "int8": int8,
+            "bf16": bf16,
             "batch_tokens": batch_tokens,
             "cache_size": cache_size,
         }
@@ -152,11 +167,14 @@ class PrunerModel:
     def load(self) -> Network:
         """Load the network now rather than at the first use, and return it."""
         if self._network is None:
-            folder = self._adapter or bundled("pruner")
+            folder = self._adapter or bundled(self.kind)
             assert not isinstance(folder, Network)
-            network = Network.load(folder, self._encoder, device=self._settings["device"])
+            network = Network.load(
+                folder, self._encoder, kind=self.kind, device=self._settings["device"]
+            )
             if self._settings["int8"]:
                 network.quantize()
+            network.bf16 = self._settings["bf16"]
             self._network = network
         return self._network
 
@@ -199,7 +217,7 @@ class PrunerModel:
         asked = dict(zip(questions, self.know(map(network.question, questions)), strict=True))
         values = [np.zeros((4, len(tokens))) for tokens in texts]
         size = self._settings["batch_tokens"] or fitting_batch(network.device)
-        for batch in _batches(sorted(found, key=lambda piece: len(piece.row)), size):
+        for batch in batches(sorted(found, key=lambda piece: len(piece.row)), size):
             known = self.know(piece.row for piece in batch)
             of = [asked[readings[piece.place].question] for piece in batch]
             logits, relevance = network.together(of, known)
@@ -253,7 +271,7 @@ def pieces(
     return texts, found
 
 
-def _batches(pieces: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
+def batches(pieces: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
     """Group pieces that are sorted by length, so that none has more padded tokens than `most`."""
     batch: list[Piece] = []
     for piece in pieces:

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,13 +27,16 @@ from .alignment import Floats, tokenize
 from .hidden_states import MATCHES, Ids, Known, States, layers, matches, through
 from .loading import load_sentence_transformer, quantized
 
-__all__ = ["FEATURES", "FILE", "Network", "bundled"]
+__all__ = ["FEATURES", "FILE", "Kind", "Network", "bundled"]
 
 FILE = "adapter.safetensors"
 """The file in which an adapter lies in its folder."""
 
 FEATURES = 8
 """Numbers that are weighed for each unit; see `laconic.core.methods.pruner.features`."""
+
+Kind = Literal["pruner", "tagger"]
+"""What an adapter was trained for."""
 
 _FORMAT = "laconic pruner 2"
 _SCALE = 2.0
@@ -93,6 +96,7 @@ class Network:
         self.fingerprint = _fingerprint(base)
         self.mix: Floats = np.ones(FEATURES + 1)
         self.window = 256
+        self.bf16 = False
         self._embeddings, self._pooling = base.embeddings, loaded[1]
         self._lower = layers(base.encoder, stack[: len(stack) - joint])
         self._upper = layers(base.encoder, stack[len(stack) - joint :])
@@ -120,8 +124,10 @@ class Network:
             if isinstance(layer, torch.nn.Linear):
                 yield name, layer
 
-    def attach(self) -> None:
-        """Let the updates act beside the layers, so that they can learn."""
+    def attach(self, *, bf16: bool = False) -> None:
+        """Let the updates act beside the layers, so that they can learn; the layers compute in
+        bfloat16 if asked to.
+        """
 
         def hook(down: Any, up: Any) -> Any:
             return lambda _, given, result: result + _SCALE * (given[0] @ down.T @ up.T)
@@ -132,6 +138,10 @@ class Network:
             layer.register_forward_hook(
                 hook(self.tensors[f"{name}.down"], self.tensors[f"{name}.up"])
             )
+        self.bf16 = bf16
+        if bf16 and self.device.type == "cpu":
+            # The gradients of its fused attention take three times as long in bfloat16.
+            self._reader.config._attn_implementation = "eager"
 
     def merge(self) -> None:
         """Add the updates to the layers' weights: as fast as the encoder alone."""
@@ -194,7 +204,7 @@ class Network:
             self._embeddings(input_ids=torch.from_numpy(given).to(self.device)),
             torch.from_numpy(mask).to(self.device),
         )
-        return through(self._lower, states)
+        return through(self._lower, states, bf16=self.bf16)
 
     def alone(self, states: States) -> tuple[Any, Any]:
         """Read on, each row by itself.
@@ -208,7 +218,7 @@ class Network:
         """
         from torch.nn.functional import normalize
 
-        hidden = through(self._upper, states).hidden.float()
+        hidden = through(self._upper, states, bf16=self.bf16).hidden.float()
         pooled = self._pooling({"token_embeddings": hidden, "attention_mask": states.mask.long()})
         return normalize(hidden, dim=-1), normalize(pooled["sentence_embedding"], dim=-1)
 
@@ -238,13 +248,17 @@ class Network:
             dim=1,
         )
         mask = torch.cat([one.mask, two.mask], dim=1)
-        hidden = through(self._reader, States(hidden, mask)).hidden.float()
+        hidden = through(self._reader, States(hidden, mask), bf16=self.bf16).hidden.float()
         tokens = hidden[:, start:] @ held["token.weight"] + here @ held["token.match"]
         relevance = hidden[:, 0] @ held["passage.weight"] + held["passage.bias"]
         return tokens + held["token.bias"], relevance
 
-    def save(self, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
-        """Save the updates and heads in half precision; the file."""
+    def save(
+        self, folder: str | Path, about: dict[str, Any] | None = None, *, kind: Kind = "pruner"
+    ) -> Path:
+        """Save the updates and heads in half precision, and what they were trained for; the
+        file.
+        """
         import torch
         from safetensors.torch import save_file
 
@@ -252,6 +266,7 @@ class Network:
         held = {k: v.detach().half().cpu().contiguous() for k, v in self.tensors.items()}
         held["mix"] = torch.tensor(self.mix, dtype=torch.float32)
         facts = {
+            "kind": kind,
             "rank": self.rank,
             "joint": self.joint,
             "window": self.window,
@@ -263,19 +278,26 @@ class Network:
         return Path(folder) / FILE
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: Any = None, *, device: str | None = None) -> Network:
+    def load(
+        cls,
+        folder: str | Path,
+        encoder: Any = None,
+        *,
+        kind: Kind = "pruner",
+        device: str | None = None,
+    ) -> Network:
         """Load what `save` saved, ready to infer.
 
         Raises
         ------
         ModelError
-            The file is missing, damaged, or of another encoder.
+            The file is missing, damaged, or of another kind or encoder.
         """
         file = Path(folder) / FILE
         if not file.is_file():
             raise ModelError(
-                f"there is no {file}; train an adapter with `laconic train pruner --data ... "
-                f"--out ...` or `laconic train tagger ...` and give its folder"
+                f"there is no {file}; train an adapter with `laconic train {kind} --data ... "
+                f"--out ...` and give its folder"
             )
         try:
             from safetensors import safe_open
@@ -292,6 +314,11 @@ class Network:
                 f"{file} is damaged or no adapter: {type(error).__name__}: {error}; train it "
                 f"again, or reinstall laconic"
             ) from error
+        if facts.get("kind") != kind:
+            raise ModelError(
+                f"{file} was trained as a {facts.get('kind')}, not as a {kind}; give the folder "
+                f"of `laconic train {kind}`"
+            )
         network = cls(encoder, joint=joint, rank=rank, device=device)
         if facts.get("encoder") != network.fingerprint:
             raise ModelError(

@@ -12,11 +12,16 @@ import numpy as np
 
 from ..units import words
 from .pruner import PrunerModel, Reading
-from .pruner_network import bundled
 from .remembered import Remembered
 from .token_classifier import Tagged
 
 __all__ = ["TaggerModel"]
+
+
+class _Reader(PrunerModel):
+    """Reads texts with the adapter of a tagger."""
+
+    kind = "tagger"
 
 
 class TaggerModel:
@@ -28,7 +33,7 @@ class TaggerModel:
     Parameters
     ----------
     adapter
-        The folder, or a `PrunerModel` with it; None for the one that comes with laconic.
+        The folder, or a `PrunerModel` of its `Network`; None for the one that comes with laconic.
     encoder
         The encoder it was trained for; None for all-MiniLM-L6-v2.
     device
@@ -48,7 +53,7 @@ class TaggerModel:
         self.model = (
             adapter
             if isinstance(adapter, PrunerModel)
-            else PrunerModel(adapter or bundled("tagger"), encoder, device=device)
+            else _Reader(adapter, encoder, device=device)
         )
         self._remembered: Remembered[Tagged] = Remembered(cache_size)
         self._lock = threading.Lock()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..models.pruner_network import FILE, Network
+from ..models.pruner_network import FILE, Kind, Network
 from . import checkpoint
 
 __all__ = ["Schedule", "fit", "refuse_trained", "save"]
@@ -34,6 +34,8 @@ class Schedule:
         Of the start, the draws and the dropout.
     save_every
         Steps after which training can go on if it is stopped.
+    bf16
+        Whether layers compute in bfloat16: faster where the device does, a little less exact.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class Schedule:
     max_tokens: int = 192
     seed: int = 0
     save_every: int = 50
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "joint", "rank", "save_every"):
@@ -120,7 +123,7 @@ def fit(
     import torch
     from tqdm import tqdm
 
-    network.attach()
+    network.attach(bf16=schedule.bf16)
     optimizer = torch.optim.AdamW(network.tensors.values(), weight_decay=0.01)
     losses: list[float] = []
     if state := checkpoint.resume(out / _CHECKPOINT, owner):
@@ -154,7 +157,7 @@ def fit(
     return losses
 
 
-def save(network: Network, out: Path, about: dict[str, Any]) -> None:
+def save(network: Network, out: Path, kind: Kind, about: dict[str, Any]) -> None:
     """Save what was learnt in place of the checkpoint."""
-    network.save(out, about)
+    network.save(out, about, kind=kind)
     (out / _CHECKPOINT).unlink(missing_ok=True)

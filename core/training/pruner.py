@@ -11,27 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..method import Flags, Floats
+from ..method import Floats
 from ..methods.pruner import features, readings
-from ..models.alignment import first_units
-from ..models.pruner import Judged, Piece, PrunerModel, alike, pieces
-from ..models.pruner_network import FEATURES, Network
+from ..models.hidden_states import Ids
+from ..models.pruner import Piece, PrunerModel
+from ..models.pruner_network import Network
 from . import adapter
+from .lessons import PRIOR, Lesson, know, prepare
 from .mix import best_mix
 from .questions import Labelled, Split, read
 
 __all__ = ["Recipe", "Run", "Split", "train"]
-
-_PRIOR = np.array([1.3, 0.7, 3.3, 3.3, 1.0, 0.4, 0.5, 0.5, -6.0])
-"""The mix to begin with: similarity is weighed as `Extractive` does, on the scale of logits."""
 
 _RARE = 3.0
 """Weight of a token that is wanted, of which there are few, beside one that is not."""
@@ -57,15 +55,17 @@ class Recipe(adapter.Schedule):
     """
 
     questions: int = 4
-    passages: int = 10
+    passages: int = 20
     windows: int = 6
     weighed_questions: int = 40
     remembered: int = 20_000
 
     def __post_init__(self) -> None:
         adapter.Schedule.__post_init__(self)
-        if min(self.questions, self.weighed_questions) < 1 or self.windows < 2:
-            raise InputError("questions and weighed_questions are at least 1, windows at least 2")
+        if min(self.questions, self.passages, self.weighed_questions) < 1 or self.windows < 2:
+            raise InputError(
+                "questions, passages and weighed_questions are at least 1, windows at least 2"
+            )
 
 
 @dataclass
@@ -122,7 +122,8 @@ def train(
     recipe, split
         How; None for the defaults.
     extra
-        More such files, of which nothing is held out.
+        More such files, of which nothing is held out, but nothing is learnt either of what is
+        held out of the others.
     encoder, device
         As `Network` takes them.
     progress
@@ -143,9 +144,13 @@ def train(
     adapter.refuse_trained(out)
     splits = [split] * len(files) + [replace(split, held_out=0.0)] * len(extra)
     parted = [read(file, one) for file, one in zip([*files, *extra], splits, strict=True)]
+    closed = {one.document(i) for found in parted for one in found["held out"] for i in one.gold}
+    for found in parted[len(files) :]:
+        for part, ones in found.items():
+            found[part] = [one for one in ones if closed.isdisjoint(map(one.document, one.gold))]
     network = recipe.network(encoder, device)
-    network.mix = _PRIOR
-    school = _School(network, [found["learnt"] for found in parted], recipe, splits)
+    network.mix = PRIOR
+    school = _School(network, [found["learnt"] for found in parted], recipe, splits, closed)
     losses = adapter.fit(
         network,
         recipe,
@@ -161,32 +166,8 @@ def train(
     weighed = [one for found in parted for one in found["weighed"][: recipe.weighed_questions]]
     if weighed:
         network.mix = _weigh(PrunerModel(network), weighed)
-    adapter.save(network, out, {**asdict(recipe), **asdict(split)})
+    adapter.save(network, out, "pruner", {**asdict(recipe), **asdict(split)})
     return Run(losses, counts, tuple(network.mix.tolist()))
-
-
-class _Lesson(NamedTuple):
-    """A question made ready.
-
-    Attributes
-    ----------
-    question
-        Ids.
-    windows
-        Those that may be read.
-    owners
-        For each window the unit of each of its tokens, counted over the whole question.
-    wanted
-        Which units are; shape ``(units,)``, bool.
-    prior
-        For each unit what its score is without the reader; shape ``(units,)``.
-    """
-
-    question: Any
-    windows: list[Piece]
-    owners: list[Any]
-    wanted: Flags
-    prior: Floats
 
 
 class _School:
@@ -198,10 +179,12 @@ class _School:
         learnt: Sequence[list[Labelled]],
         recipe: Recipe,
         splits: Sequence[Split],
+        closed: Set[str] = frozenset(),
     ) -> None:
-        self.network, self.learnt, self.recipe, self.splits = network, learnt, recipe, splits
+        self.network, self.learnt, self.recipe = network, learnt, recipe
+        self.splits, self.closed = splits, closed
         self.model = PrunerModel(network, cache_size=recipe.remembered)
-        self.lessons: dict[tuple[int, int], _Lesson] = {}
+        self.lessons: dict[tuple[int, int], Lesson] = {}
         sizes = np.cbrt([len(found) for found in learnt])
         self.shares = sizes / sizes.sum()
 
@@ -209,7 +192,7 @@ class _School:
         """What a checkpoint belongs to."""
         how = {**asdict(self.recipe), "weighed_questions": 0, "remembered": 0}
         given = [self.network.fingerprint, how, list(map(asdict, self.splits))]
-        digest = hashlib.sha256(json.dumps(given).encode())
+        digest = hashlib.sha256(json.dumps([*given, sorted(self.closed)]).encode())
         for source in self.learnt:
             for labelled in source:
                 digest.update(repr((labelled.example, labelled.wanted)).encode("utf-8", "replace"))
@@ -217,17 +200,42 @@ class _School:
 
     def learn(self, step: int) -> float:
         """Compute the gradients of a step; its loss."""
-        recipe, total = self.recipe, 0.0
+        recipe, drawn = self.recipe, []
         for i in range(recipe.questions):
             generator = np.random.default_rng([recipe.seed, step, i])
             file = int(generator.choice(len(self.shares), p=self.shares))
             lesson = self.lesson(file, int(generator.integers(len(self.learnt[file]))))
-            loss = self.loss(lesson, self.drawn(lesson, generator)) / recipe.questions
-            loss.backward()
-            total += float(loss.detach())
-        return total
+            drawn.append((lesson, self.drawn(lesson, generator)))
+        said = iter(
+            self.read([(one.question, one.windows[i]) for one, chosen in drawn for i in chosen])
+        )
+        losses = [self.loss(one, chosen, [next(said) for _ in chosen]) for one, chosen in drawn]
+        total: Any = sum(losses) / recipe.questions
+        total.backward()
+        return float(total.detach())
 
-    def lesson(self, file: int, place: int) -> _Lesson:
+    def read(self, given: Sequence[tuple[Ids, Piece]]) -> list[tuple[Any, Any]]:
+        """Read windows together with their questions: the logits of the tokens, and of the
+        window.
+        """
+        import torch
+
+        found: dict[int, tuple[Any, Any]] = {}
+        with torch.inference_mode():
+            asked = self.model.know([question for question, _ in given])
+            known = know(self.model, [piece for _, piece in given])
+        order = sorted(range(len(given)), key=lambda i: len(given[i][1].row))
+        for start in range(0, len(order), self.recipe.windows):
+            batch = order[start : start + self.recipe.windows]
+            logits, relevance = self.network.together(
+                [asked[i] for i in batch], [known[i] for i in batch]
+            )
+            for row, i in enumerate(batch):
+                lead, length = given[i][1].lead, given[i][1].stop - given[i][1].start
+                found[i] = logits[row, lead : lead + length], relevance[row]
+        return [found[i] for i in range(len(given))]
+
+    def lesson(self, file: int, place: int) -> Lesson:
         """A question made ready, once."""
         key = file, place
         if key not in self.lessons:
@@ -236,42 +244,19 @@ class _School:
             others = [
                 i
                 for i in range(len(labelled.units))
-                if i not in labelled.gold and split.part(labelled.document(i)) != "held out"
+                if i not in labelled.gold
+                and split.part(labelled.document(i)) != "held out"
+                and labelled.document(i) not in self.closed
             ]
             generator = np.random.default_rng([self.recipe.seed, file, place])
             room = max(0, self.recipe.passages - len(labelled.gold))
             some = generator.permutation(others)[:room]
-            self.lessons[key] = self.prepared(labelled.among(some.tolist()))
+            self.lessons[key] = prepare(
+                self.model, labelled.among(some.tolist()), self.recipe.max_tokens
+            )
         return self.lessons[key]
 
-    def prepared(self, labelled: Labelled) -> _Lesson:
-        """Read all passages of a question by themselves."""
-        import torch
-
-        request = labelled.request
-        given = readings(request)
-        texts, found = pieces(self.network, given, self.recipe.max_tokens)
-        question = self.network.question(labelled.question)
-        with torch.inference_mode():
-            (asked,) = self.model.know([question])
-            known = [one for piece in found for one in self.model.know([piece.row])]
-        values = [np.zeros((4, len(tokens))) for tokens in texts]
-        for piece, one in zip(found, known, strict=True):
-            values[piece.place][:2, piece.start : piece.stop] = alike(piece, one, asked)
-        judged = [Judged.of(*each) for each in zip(given, texts, values, strict=True)]
-        firsts = np.cumsum([0, *map(len, labelled.units)])
-        windows, owners = [], []
-        for piece in found:
-            if piece.stop > piece.start:
-                offsets = texts[piece.place].offsets[piece.start : piece.stop]
-                units = first_units(labelled.units[piece.place], offsets)
-                windows.append(piece)
-                owners.append(firsts[piece.place] + units)
-        scores = np.concatenate(features(request, judged))[:, : FEATURES - 2]
-        prior = scores @ _PRIOR[: FEATURES - 2]
-        return _Lesson(question, windows, owners, np.concatenate(labelled.wanted), prior)
-
-    def drawn(self, lesson: _Lesson, generator: np.random.Generator) -> list[int]:
+    def drawn(self, lesson: Lesson, generator: np.random.Generator) -> list[int]:
         """The windows that are read: some with evidence, and others if there are."""
         is_gold = np.array([lesson.wanted[owner].any() for owner in lesson.owners])
         gold = generator.permutation(np.flatnonzero(is_gold))[: self.recipe.windows - 1].tolist()
@@ -280,12 +265,19 @@ class _School:
         likely = sorted(others[half:], key=lambda i: -float(lesson.prior[lesson.owners[i]].max()))
         return [*gold, *others[:half], *likely][: self.recipe.windows]
 
-    def loss(self, lesson: _Lesson, chosen: Sequence[int]) -> Any:
+    def loss(self, lesson: Lesson, chosen: Sequence[int], said: Sequence[tuple[Any, Any]]) -> Any:
         """How wrong the reader is about tokens, about windows, and about which units are best.
 
         The last is the cross-entropy of each wanted unit against all that are not, of all
         windows: the mean of that of the reader alone, and that of the reader with what
         similarity and shared words say, so that it learns what they do not tell.
+
+        Parameters
+        ----------
+        lesson, chosen
+            A question, and which of its windows are read.
+        said
+            For each of these the logits of its tokens, and of itself.
 
         Returns
         -------
@@ -295,28 +287,19 @@ class _School:
         from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
         device = self.network.device
-        read = [lesson.windows[i] for i in chosen]
-        with torch.inference_mode():
-            (asked,) = self.model.know([lesson.question])
-            known = self.model.know([piece.row for piece in read])
-        logits, relevance = self.network.together([asked] * len(read), known)
-        flat = torch.cat(
-            [
-                logits[i, piece.lead : piece.lead + piece.stop - piece.start]
-                for i, piece in enumerate(read)
-            ]
-        )
+        flat = torch.cat([logits for logits, _ in said])
+        relevance = torch.stack([one for _, one in said])
         # A unit that two windows share is one in each.
         owner = np.concatenate([lesson.owners[i] for i in chosen])
-        row = np.repeat(np.arange(len(read)), [len(lesson.owners[i]) for i in chosen])
+        row = np.repeat(np.arange(len(chosen)), [len(lesson.owners[i]) for i in chosen])
         pairs, place = np.unique(np.stack([row, owner]), axis=1, return_inverse=True)
         row_of, goal = torch.from_numpy(pairs[0]).to(device), lesson.wanted[pairs[1]]
         unit, wanted = torch.from_numpy(place.ravel()).to(device), torch.from_numpy(goal).to(device)
         sums = torch.zeros(len(goal), device=device).index_add(0, unit, flat)
         means = sums / torch.bincount(unit, minlength=len(goal))
-        weight = torch.tensor(_RARE, device=device)
-        about_tokens = entropy(flat, wanted[unit].float(), pos_weight=weight)
-        is_gold = torch.zeros(len(read), device=device)
+        goals = torch.from_numpy(np.concatenate([lesson.goals[i] for i in chosen])).to(flat)
+        about_tokens = entropy(flat, goals, pos_weight=flat.new_tensor(_RARE))
+        is_gold = torch.zeros(len(chosen), device=device)
         is_gold[row_of[wanted]] = 1.0
         about_windows = entropy(relevance, is_gold)
         prior = torch.from_numpy(lesson.prior[pairs[1]]).float().to(device)
@@ -339,4 +322,4 @@ def _weigh(model: PrunerModel, chosen: Sequence[Labelled]) -> Floats:
     found = [
         np.concatenate(features(one.request, model.judge(readings(one.request)))) for one in chosen
     ]
-    return best_mix(found, [np.concatenate(one.wanted) for one in chosen], _PRIOR)
+    return best_mix(found, [np.concatenate(one.wanted) for one in chosen], PRIOR)

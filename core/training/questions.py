@@ -62,12 +62,15 @@ class Labelled:
         Of each passage; a title is ``""`` for none.
     wanted
         For each passage which of its units are; shape ``(units,)``, bool.
+    is_marked
+        Whether they are since the example says so, rather than since they hold an answer.
     """
 
     example: Example
     titles: tuple[str, ...]
     units: tuple[tuple[Span, ...], ...]
     wanted: tuple[Flags, ...]
+    is_marked: bool
 
     @property
     def question(self) -> str:
@@ -94,6 +97,7 @@ class Labelled:
             tuple(self.titles[i] for i in held),
             tuple(self.units[i] for i in held),
             tuple(self.wanted[i] for i in held),
+            self.is_marked,
         )
 
     def document(self, passage: int) -> str:
@@ -121,7 +125,9 @@ def label(example: Example) -> Labelled | None:
             sentence = texts[holders[0]][start:end]
             wanted[holders[0]][i] = contains_answer(sentence, example.answers)
     titles = tuple(str(passage.metadata.get("title") or "") for passage in example.passages)
-    return Labelled(example, titles, cut, wanted) if any(f.any() for f in wanted) else None
+    if not any(flags.any() for flags in wanted):
+        return None
+    return Labelled(example, titles, cut, wanted, bool(example.supporting))
 
 
 def held_out(examples: Iterable[Example], split: Split) -> list[Example]:

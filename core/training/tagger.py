@@ -182,7 +182,7 @@ def train(
         stop_after=stop_after,
     )
     if len(losses) == recipe.steps:
-        adapter.save(network, out, {**asdict(recipe), **asdict(split)})
+        adapter.save(network, out, "tagger", {**asdict(recipe), **asdict(split)})
     share = float(np.concatenate([text.wanted for text in learnt]).mean())
     return Run(losses, len(learnt), share)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ pytest.importorskip("sentence_transformers")
 
 import torch
 
+from laconic.core.guards import ATOM_KINDS, atoms
 from laconic.core.method import Request
 from laconic.core.methods.extractive import Extractive
-from laconic.core.methods.pruner import Pruner, features, readings
+from laconic.core.methods.pruner import Pruner, _InParts, features, parts, readings
 from laconic.core.models.hidden_states import MATCHES, matches
 from laconic.core.models.pruner import PrunerModel, Reading, pieces
 from laconic.core.models.pruner_network import FILE, Network
+from laconic.core.models.tagger import TaggerModel
 from laconic.core.testing import CompressorConformance
-from laconic.core.types import Span
+from laconic.core.types import Compression, Span
 from laconic.errors import InputError, ModelError
 
 Models = Callable[[str], Path]
@@ -219,6 +222,80 @@ def test_a_threshold_is_a_probability(threshold: float) -> None:
         Pruner("x", threshold=threshold)
 
 
+LONG = (
+    "The council met in the old school on Monday, since the hall was closed for repairs, and it "
+    "set aside 40,000 euros for the bridge, which the mayor had asked for in spring. It rained."
+)
+
+
+def test_parts_tile_sentences_and_end_with_a_phrase(method: Pruner) -> None:
+    sentences = method.segment(LONG)
+    cut, owners = parts(LONG, sentences, [])
+    assert owners.tolist() == [0] * (len(cut) - 1) + [1]
+    assert "".join(LONG[start:end] for start, end in cut) == LONG
+    assert [LONG[start:end] for start, end in cut[:2]] == [
+        "The council met in the old school on Monday, ",
+        "since the hall was closed for repairs, and it set aside 40,000 ",
+    ]
+    where = LONG.index("40,000 euros")
+    held, _ = parts(LONG, sentences, [Span(where, where + len("40,000 euros"))])
+    assert LONG[slice(*held[1])].endswith("set aside 40,000 euros ")
+    assert parts("", (), ())[0] == []
+
+
+def cut_sentences(method: Pruner, result: Compression) -> int:
+    """How many sentences are kept in part only."""
+    found = 0
+    for passage in result.passages:
+        kept = {i for a, b in passage.spans for i in range(a, b)}
+        for start, end in method.segment(passage.passage.text):
+            text = passage.passage.text[start:end]
+            inside = set(range(start, start + len(text.rstrip())))
+            found += bool(inside & kept) and not inside <= kept
+    return found
+
+
+@pytest.mark.parametrize("budget", [0.08, 40])
+def test_where_little_may_be_kept_it_is_parts_of_sentences(
+    models: Models, adapter: Path, budget: float
+) -> None:
+    options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu"}
+    given = [f"{LONG} That was all on day {i}." for i in range(10)]
+    query = "What was set aside for the bridge?"
+    method = Pruner(adapter, **options)
+    low = method.compress(given, query=query, budget=budget)
+    assert low.method == "pruner"
+    assert 0.8 * low.limit < low.tokens_after <= low.limit
+    assert cut_sentences(method, low) > 0
+    assert cut_sentences(method, method.compress(given, query=query, budget=0.5)) == 0
+    whole = Pruner(adapter, parts_below=0, **options)
+    assert cut_sentences(method, whole.compress(given, query=query, budget=0.09)) == 0
+    both = method.compress_many([(given, query), (given, None)], budget=budget)
+    assert both[0].text == low.text
+    assert both[1].text == method.compress(given, budget=budget).text
+
+
+ATOMS = atoms(LONG, ATOM_KINDS)
+
+
+def test_a_part_is_told_from_others_of_its_sentence_by_its_own_tokens(method: Pruner) -> None:
+    asked = replace(request(method), passages=(LONG,), titles=("",))
+    asked = replace(asked, units=(tuple(method.segment(LONG)),))
+    cut = replace(asked, units=(tuple(parts(LONG, asked.units[0], ATOMS)[0]),))
+    owners = parts(LONG, asked.units[0], ATOMS)[1]
+    (judged,) = method.model.judge(readings(asked))
+    (whole,), (found,) = method.score(asked).units, _InParts(method).score(cut).units
+    shift = judged.parts - judged.units[owners, 2]
+    assert found == pytest.approx(whole[owners] + MIX[6] * shift, abs=1e-4)
+    assert np.ptp(shift[owners == 0]) > 1e-3
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1])
+def test_parts_below_is_a_rate(rate: float) -> None:
+    with pytest.raises(InputError, match="parts_below is a rate"):
+        Pruner("x", parts_below=rate)
+
+
 def test_threads_and_copies_give_the_same(method: Pruner) -> None:
     queries = [f"{QUERY} {i}" for i in range(6)]
     expected = [method.compress(TEXTS, query=q, budget=0.4).text for q in queries]
@@ -244,6 +321,15 @@ class TestBadModels:
         hf.AutoTokenizer.from_pretrained(models("bert")).save_pretrained(other)
         with pytest.raises(ModelError, match="trained for another encoder"):
             Network.load(adapter, str(other), device="cpu")
+
+    def test_an_adapter_of_a_tagger(self, models: Models, adapter: Path, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu"}
+        Network.load(adapter, options["encoder"], device="cpu").save(tmp_path, kind="tagger")
+        with pytest.raises(ModelError, match="was trained as a tagger, not as a pruner"):
+            Pruner(tmp_path, **options).compress(TEXTS, query=QUERY, budget=0.5)
+        with pytest.raises(ModelError, match="was trained as a pruner, not as a tagger"):
+            TaggerModel(adapter, **options).tag(TEXTS)
+        assert len(TaggerModel(tmp_path, **options).tag(TEXTS)) == len(TEXTS)
 
     def test_an_encoder_with_too_few_layers(self, models: Models) -> None:
         with pytest.raises(ModelError, match="has not 9 layers"):

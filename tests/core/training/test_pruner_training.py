@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
+import torch
+
 from laconic.core import Passage
 from laconic.core.evaluation.datasets import Example, load
 from laconic.core.methods.pruner import Pruner
 from laconic.core.models.pruner_network import FILE, Network
-from laconic.core.training import pruner
+from laconic.core.training import lessons, pruner
 from laconic.core.training.mix import best_mix
 from laconic.core.training.pruner import Recipe, train
 from laconic.core.training.questions import Split, held_out, label, read
@@ -158,6 +161,49 @@ def test_the_loss_falls(models: Models, data: Path, tmp_path: Path) -> None:
     assert "40 steps, loss" in str(run)
 
 
+def test_bfloat16_comes_to_nearly_the_same(models: Models, data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu"}
+    exact = train([data], tmp_path / "a", RECIPE, SPLIT, stop_after=6, **options)
+    recipe = replace(RECIPE, bf16=True)
+    near = train([data], tmp_path / "b", recipe, SPLIT, stop_after=6, **options)
+    assert near.losses != exact.losses
+    assert near.losses == pytest.approx(exact.losses, rel=0.02)
+    state = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["state"]
+    assert {tensor.dtype for tensor in state["tensors"].values()} == {torch.float32}
+    train([data], tmp_path / "b", recipe, SPLIT, **options)
+    train([data], tmp_path / "c", recipe, SPLIT, **options)
+    assert (tmp_path / "b" / FILE).read_bytes() == (tmp_path / "c" / FILE).read_bytes()
+
+
+def test_what_is_held_out_is_not_learnt_from_another_file(
+    models: Models, data: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu", "stop_after": 1}
+    run = train([data], tmp_path / "a", RECIPE, SPLIT, **options)
+    both = train([data], tmp_path / "b", RECIPE, SPLIT, extra=[data], **options)
+    used = [one.counts["learnt"] + one.counts["weighed"] for one in (run, both)]
+    assert used[1] == 2 * used[0]
+    assert both.counts["held out"] == run.counts["held out"] > 0
+
+
+def test_what_stands_beside_an_answer_is_wanted_half_as_much() -> None:
+    text = (
+        "The council met in the old school on Monday, since the hall was closed for repairs, "
+        "and set aside 40,000 euros for the bridge. It rained."
+    )
+    offsets = np.array([[m.start(), m.end()] for m in re.finditer(r"\w+", text)])
+    found = label(Example("How much?", ("40,000 euros",), (Passage(text), Passage("Nobody."))))
+    assert found is not None
+    goals = lessons._goals(found, 0, offsets)
+    words = [text[a:b] for a, b in offsets]
+    said = dict(zip(words, goals.tolist(), strict=True))
+    assert (said["euros"], said["council"], said["school"]) == (1.0, 0.5, 0.5)
+    assert (said["It"], said["rained"]) == (0.0, 0.0)
+    marked = label(Example("How much?", ("40,000 euros",), (Passage(text),), ((0, Span(0, 9)),)))
+    assert marked is not None
+    assert set(lessons._goals(marked, 0, offsets)[:-2]) == {1.0}
+
+
 def test_another_run_is_not_gone_on_with(models: Models, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"encoder": str(models("bert")), "device": "cpu", "stop_after": 1}
     train([data], tmp_path, RECIPE, **options)
@@ -185,6 +231,7 @@ def test_rows_without_answers_are_refused(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps is at least 1"),
         ({"windows": 1}, "windows at least 2"),
+        ({"passages": 0}, "passages and weighed_questions are at least 1"),
         ({"max_tokens": 5}, "max_tokens is at least 64"),
         ({"learning_rate": 0.0}, "learning_rate is above 0"),
     ],

