@@ -262,7 +262,7 @@ def _step(model: Any, task: Facts, recipe: LabRecipe, optimizer: Any, run: LabRu
     target = given[:, 1:]
     nll = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
     nll = nll.view(target.shape).mean(0)
-    loss = sum(w * nll[weights == w].mean() for w in weights.unique().tolist() if w)
+    loss: Any = sum(w * nll[weights == w].mean() for w in weights.unique().tolist() if w)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
