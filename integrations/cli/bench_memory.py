@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from ...core.errors import UnknownMethodError
 from . import lab
 from ._models import load_model
 
@@ -17,7 +16,7 @@ __all__ = ["MEMORIES"]
 
 def _print_memory(options: argparse.Namespace) -> None:
     """Print what a bounded cache costs beside one that grows."""
-    from ...memory.evaluation.speed import grow, overhead, random_llama, store
+    from ...memory.evaluation.speed import answer, grow, overhead, random_llama, store
     from ...memory.kv import POLICIES
 
     if options.model:
@@ -36,6 +35,11 @@ def _print_memory(options: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|--:|--:|")
     for stored in store(model):
         print(stored, flush=True)
+    print()
+    print("| read | bytes, bounded | bytes, full | ms to the first token | ms a token |")
+    print("|--:|--:|--:|--:|--:|")
+    for answered in answer(model, policies[0]):
+        print(answered, flush=True)
     print()
     print("| read | bounded: s for 1,000 tokens | RSS, MiB | full: s for 1,000 tokens | RSS, MiB |")
     print("|--:|--:|--:|--:|--:|")
@@ -82,9 +86,9 @@ def _print_soak(options: argparse.Namespace) -> None:
 
 
 def _print_latent(options: argparse.Namespace) -> None:
-    """Print what learned memories take, and what they recall after a small training."""
+    """Print what learned memories take, and how long a step of their training does."""
+    del options
     from ...memory.evaluation.latent import state_sizes, step_times
-    from ...memory.training.synthetic import FAMILY, study
 
     sizes = list(state_sizes())
     turns = list(sizes[0].nbytes)
@@ -98,11 +102,6 @@ def _print_latent(options: argparse.Namespace) -> None:
     print("|---|--:|--:|--:|")
     for step in step_times():
         print(step, flush=True)
-    print()
-    chosen = options.methods.split(",") if options.methods else list(FAMILY)
-    if unknown := set(chosen) - set(FAMILY):
-        raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(FAMILY)}")
-    print(study(memories={name: FAMILY[name] for name in chosen}, progress=True))
 
 
 MEMORIES: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ...core.errors import InputError, ModelError
+from ...core.errors import InputError, ModelError, UnknownMethodError
 from ._models import load_model
 
 __all__ = ["TABLES", "add_parser", "bench", "train"]
@@ -136,10 +137,56 @@ def _print_recall(
     print(flush=True)
 
 
+def _print_turns(folders: Sequence[Path], options: argparse.Namespace) -> None:
+    """Recall of learned memories, by how many turns they have compressed."""
+    from ...memory.evaluation.steps import FAMILY
+
+    _print_learned(FAMILY, folders, options)
+
+
+def _print_variants(folders: Sequence[Path], options: argparse.Namespace) -> None:
+    """Recall of compressed context memory with one thing changed."""
+    from ...memory.evaluation.steps import VARIANTS
+
+    _print_learned(VARIANTS, folders, options)
+
+
+def _print_learned(
+    ways: Mapping[str, Any], folders: Sequence[Path], options: argparse.Namespace
+) -> None:
+    """Teach each memory on each model, if that was not done before, and print what they recall."""
+    from ...memory.evaluation.steps import RECIPE, Study, study, taught
+    from ...memory.latent import CCM
+    from ...memory.latent.base import LatentMemory
+    from ...memory.training.facts import Facts
+
+    if not options.out:
+        raise InputError("learned memories are taught first; --out FOLDER keeps their adapters")
+    chosen = options.methods.split(",") if options.methods else list(ways)
+    if unknown := set(chosen) - set(ways):
+        raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(ways)}")
+    pooled: Study | None = None
+    for seed, folder in enumerate(folders):
+        model, tokenizer = _load(folder)
+        memories: dict[str, LatentMemory] = {}
+        for name in chosen:
+            place = Path(options.out) / str(seed) / "-".join(name.lower().replace(",", "").split())
+            recipe = replace(RECIPE, seed=seed)
+            memory = taught(model, ways[name], recipe, folder=place, progress=True)
+            if isinstance(memory, CCM):
+                memory.save_pretrained(place, tokenizer)
+            memories[name] = memory
+        found = study(model, memories, Facts(), held_out=options.limit or 1000, seed=seed)
+        pooled = found.beside(pooled)
+    print(f"{len(folders)} models\n\n{pooled}\n", flush=True)
+
+
 TABLES = {
     "pots": _print_pots,
     "ablations": _print_ablations,
     "noise": _print_noise,
+    "turns": _print_turns,
+    "variants": _print_variants,
 }
 """What `laconic bench lab` prints."""
 

@@ -114,8 +114,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "beside tokens asked for, at any length, survival: numbers, names, negations and modals "
         "left with and without guards, injection: instructions in texts of strangers, left whole, "
         "in part or not at all, memory: time, bytes and errors of bounded "
-        "KV caches beside one that grows, latent: bytes, training time and recall of learned "
-        "memories on a model that is trained for it, lab: what caches recall on the study model, "
+        "KV caches beside one that grows, latent: bytes and training time of learned memories, "
+        "lab: what caches and learned memories recall on the study model, "
         "recall: what a text memory finds "
         "again in LoCoMo's conversations, or soak: many text memories at once, killed again and "
         "again",
@@ -131,7 +131,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         help="comma-separated, A+B for a pipeline; the first is tested against each of the others "
-        "(default lexical,truncate,random,lead; for latent all learned memories)",
+        "(default lexical,truncate,random,lead; for lab all learned memories)",
     )
     parser.add_argument("--rates", default=".5,.25,.1,.05", help="comma-separated")
     parser.add_argument(
@@ -154,7 +154,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, help="take only so many examples of a file")
     parser.add_argument("--counter", help="tokenizer whose tokens count (default cl100k_base)")
-    parser.add_argument("--out", metavar="FOLDER", help="save tables, figures and plots there")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="save tables, figures and plots there; lab: adapters"
+    )
     parser.add_argument(
         "--model",
         help="hub id or folder; memory: of a language model (default: random weights), survival: "
@@ -169,8 +171,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tables",
-        default=",".join(lab.TABLES),
-        help=f"lab: comma-separated (default: {','.join(lab.TABLES)})",
+        default="pots,ablations,noise",
+        help=f"lab: comma-separated, of {', '.join(lab.TABLES)}; the last two teach memories "
+        "first, some 15 minutes for each, and keep them in --out (default: the others)",
     )
     parser.add_argument("--policies", help="memory: comma-separated (default: all there are)")
 

@@ -1,6 +1,6 @@
 """What learned memories cost: bytes of their states, and time of a training step.
 
-What they recall is measured by `laconic.memory.training.synthetic`.
+What they recall is measured by `laconic.memory.evaluation.steps`.
 """
 
 from __future__ import annotations

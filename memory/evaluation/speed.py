@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,17 @@ from ..kv.engine import Engine, State
 from ..kv.files import tensors
 from ..kv.policies import get_policy
 
-__all__ = ["Growth", "Overhead", "Stored", "grow", "overhead", "random_llama", "store"]
+__all__ = [
+    "Answered",
+    "Growth",
+    "Overhead",
+    "Stored",
+    "answer",
+    "grow",
+    "overhead",
+    "random_llama",
+    "store",
+]
 
 _CATALYST = list(range(11))
 
@@ -219,6 +230,85 @@ def store(
             agreement=float((exact.argmax(-1) == found.argmax(-1)).float().mean()),
             rate=tokens / seconds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Questions about what was read, with a bounded cache and with one that grew.
+
+    Attributes
+    ----------
+    tokens
+        How many were read.
+    nbytes
+        Of the bounded state, and of the other.
+    first
+        Seconds to the first token of each answer: for each question those with the bounded cache
+        and those with the other.
+    each
+        Seconds of one token behind it, in the same form.
+    """
+
+    tokens: int
+    nbytes: tuple[int, int]
+    first: tuple[tuple[float, float], ...]
+    each: tuple[tuple[float, float], ...]
+
+    def __str__(self) -> str:
+        cells = [f"{self.tokens:,}", *(f"{nbytes:,}" for nbytes in self.nbytes)]
+        for pairs, digits in ((self.first, 0), (self.each, 1)):
+            bounded, full = (1000 * median(side) for side in zip(*pairs, strict=True))
+            ratios = sorted(a / b for a, b in pairs)
+            cells.append(
+                f"{bounded:.{digits}f} : {full:.{digits}f} = {median(ratios):.2f} "
+                f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            )
+        return f"| {' | '.join(cells)} |"
+
+
+def answer(
+    model: Any,
+    policy: str,
+    lengths: Sequence[int] = (1_024, 4_096, 16_384),
+    *,
+    pot: int = 1024,
+    keep: int = 512,
+    chunk: int = 512,
+    question: int = 32,
+    tokens: int = 16,
+    repeats: int = 5,
+) -> Iterator[Answered]:
+    """Read so much, then time questions and answers, in turn with both caches."""
+    engine = _engine(model, policy, pot, keep, chunk)
+    for length in lengths:
+        ids, state = _tokens(model, length), engine.start()
+        cache: Any = DynamicCache(config=model.config)
+        engine.feed(state, ids)
+        _prefill(model, ids, chunk, cache)
+        held = sum(tensor.nbytes for tensor in tensors(state).values())
+        grown = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+        def bounded(ids: torch.Tensor, state: State = state) -> None:
+            engine.feed(state, ids)
+
+        def full(ids: torch.Tensor, cache: Any = cache) -> None:
+            _prefill(model, ids, chunk, cache)
+
+        first: list[tuple[float, float]] = []
+        each: list[tuple[float, float]] = []
+        for i in range(repeats + 1):
+            asked, written = _tokens(model, question, i), _tokens(model, tokens, repeats + 1 + i)
+            first.append((_timed(partial(bounded, asked)), _timed(partial(full, asked))))
+            one, other = (
+                _timed(partial(_one_by_one, way, written)) / tokens for way in (bounded, full)
+            )
+            each.append((one, other))
+        yield Answered(length, (held, grown), tuple(first[1:]), tuple(each[1:]))
+
+
+def _one_by_one(read: Callable[[torch.Tensor], None], ids: torch.Tensor) -> None:
+    for token in ids:
+        read(token[None])
 
 
 def _engine(

@@ -3,8 +3,9 @@
 In the manner of Hooper et al., "KVQuant: Towards 10 Million Context Length LLM Inference with KV
 Cache Quantization", NeurIPS 2024, sections 3.1 and 3.2: keys per channel, before rotary embedding
 mixes the channels; values per token. Here the levels are equally spaced, and the range of a
-channel is that of the first entries of the conversation itself. Since it then stays, entries are
-coded once and for all: whatever is evicted, what is kept loses nothing more.
+channel is that of the first entries of the conversation itself. What lies beyond, as the rare
+entries do that most matter, is coded in coarser steps, which are its own. Ranges then stay, and
+entries are coded once and for all: whatever is evicted, what is kept loses nothing more.
 
 All of these are immutable: `add` and `select` give a new one.
 """
@@ -23,9 +24,10 @@ __all__ = ["PerChannel", "PerToken", "Plain", "Store", "relative_error"]
 _CALIBRATION = 64
 """Entries that say what range a channel has; fewer are held as they are."""
 
-_MARGIN = {8: 0.25, 4: 0.0}
-"""By what part of it a channel's range is widened on each side: later entries may lie beyond
-the first ones, and with 8 bits a coarser step costs less than cutting them off."""
+_LEAST = 0.02
+"""The least range of a channel, as a part of the mean of its head: one that first hardly moves may
+do so later.
+"""
 
 _GROUP = 32
 """Channels of a value that share a range, at most."""
@@ -109,8 +111,10 @@ class PerChannel(_Fields):
         Entries that wait until there are enough to know the ranges.
     codes
         Shape ``(1, heads, entries, bytes)``.
-    low, step
-        Value of code 0 and distance of two codes; shape ``(1, heads, 1, dim)``.
+    middle, step
+        Middle of the range and distance of two codes; shape ``(1, heads, 1, dim)``.
+    scale
+        By what an entry's steps are longer, at least 1; shape ``(1, heads, entries, 1)``.
     lost, total
         Sums of the squares of all errors and of all entries so far.
     """
@@ -118,8 +122,9 @@ class PerChannel(_Fields):
     bits: int
     held: torch.Tensor | None = None
     codes: torch.Tensor | None = None
-    low: torch.Tensor | None = None
+    middle: torch.Tensor | None = None
     step: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
     lost: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     total: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -133,17 +138,19 @@ class PerChannel(_Fields):
             new = _joined(self.held, new)
             if new.shape[2] < _CALIBRATION:
                 return replace(self, held=new)
-        low, step = self.low, self.step
-        if low is None or step is None:
-            low, step = _range(new, 2, self.bits, torch.float32, _MARGIN[self.bits])
-        codes = _coded(new, low, step, self.bits)
-        lost, total = _error(new, _decoded(codes, low, step, self.bits))
+        ready = self if self.middle is not None else self._ranged(new)
+        assert ready.middle is not None and ready.step is not None
+        reach = ready.step * (2**self.bits - 1) / 2
+        beyond = ((new.float() - ready.middle).abs() / reach).amax(-1, keepdim=True)
+        scale = beyond.clamp(1, torch.finfo(torch.float16).max).half()
+        added = replace(ready, codes=None, scale=scale)
+        codes = _coded(new, *added._grid(), self.bits)
+        lost, total = _error(new, replace(added, codes=codes).read())
         return replace(
-            self,
+            ready,
             held=None,
             codes=_joined(self.codes, codes),
-            low=low,
-            step=step,
+            scale=_joined(self.scale, scale),
             lost=self.lost.to(lost) + lost,
             total=self.total.to(total) + total,
         )
@@ -153,15 +160,28 @@ class PerChannel(_Fields):
         if self.codes is None:
             assert self.held is not None
             return self.held
-        assert self.low is not None and self.step is not None
-        return _decoded(self.codes, self.low, self.step, self.bits)
+        return _decoded(self.codes, *self._grid(), self.bits)
 
     def select(self, index: torch.Tensor) -> PerChannel:
         """Only the entries at `index`."""
         if self.codes is None:
             assert self.held is not None
             return replace(self, held=_selected(self.held, index))
-        return replace(self, codes=_selected(self.codes, index))
+        assert self.scale is not None
+        return replace(self, codes=_selected(self.codes, index), scale=_selected(self.scale, index))
+
+    def _ranged(self, first: torch.Tensor) -> PerChannel:
+        """One with the ranges of these entries."""
+        low, high = first.float().aminmax(dim=2, keepdim=True)
+        step = ((high - low) / (2**self.bits - 1)).clamp(min=1e-6)
+        step = torch.maximum(step, _LEAST * step.mean(-1, keepdim=True))
+        return replace(self, middle=(low + high) / 2, step=step)
+
+    def _grid(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Value of code 0 and distance of two codes, for each entry and channel."""
+        assert self.middle is not None and self.step is not None and self.scale is not None
+        step = self.step * self.scale
+        return self.middle - step * (2**self.bits - 1) / 2, step
 
 
 @dataclass(frozen=True)
@@ -196,7 +216,7 @@ class PerToken(_Fields):
     def add(self, new: torch.Tensor) -> PerToken:
         """Its entries and newer ones."""
         grouped = new.unflatten(-1, (-1, math.gcd(new.shape[-1], _GROUP)))
-        low, step = _range(grouped, -1, self.bits, torch.float16)
+        low, step = _range(grouped, self.bits)
         codes = _coded(grouped, low, step, self.bits).flatten(-2)
         added = PerToken(self.bits, codes, low[..., 0], step[..., 0])
         lost, total = _error(new, added.read())
@@ -233,15 +253,12 @@ def relative_error(stores: Iterable[Store]) -> float:
     return math.sqrt(sum(float(store.lost) for store in coded) / total) if total else 0.0
 
 
-def _range(
-    values: torch.Tensor, dim: int, bits: int, dtype: torch.dtype, margin: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowest value and distance of two codes, as they will be stored."""
-    low, high = values.float().aminmax(dim=dim, keepdim=True)
-    low, high = low - margin * (high - low), high + margin * (high - low)
-    most = torch.finfo(dtype).max
+def _range(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest value of each row and distance of two codes, in 16 bits."""
+    low, high = values.float().aminmax(dim=-1, keepdim=True)
+    most = torch.finfo(torch.float16).max
     step = ((high - low) / (2**bits - 1)).clamp(1e-6, most)
-    return low.clamp(-most, most).to(dtype), step.to(dtype)
+    return low.clamp(-most, most).half(), step.half()
 
 
 def _coded(values: torch.Tensor, low: torch.Tensor, step: torch.Tensor, bits: int) -> torch.Tensor:

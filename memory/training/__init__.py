@@ -13,17 +13,14 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .fit import Recipe, Run
     from .lab import LabRecipe, train_lab
-    from .synthetic import RecallTask, study
 
 __all__ = [
     "Dialogue",
     "Facts",
     "LabRecipe",
-    "RecallTask",
     "Recipe",
     "Run",
     "read_dialogues",
-    "study",
     "tokenize",
     "train",
     "train_lab",
@@ -33,11 +30,9 @@ _MODULES = {
     "Dialogue": "examples",
     "Facts": "facts",
     "LabRecipe": "lab",
-    "RecallTask": "synthetic",
     "Recipe": "fit",
     "Run": "fit",
     "read_dialogues": "examples",
-    "study": "synthetic",
     "tokenize": "examples",
     "train": "ccm",
     "train_lab": "lab",

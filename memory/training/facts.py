@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import InputError
+from ..latent.base import Example
 
 __all__ = ["Drawn", "Facts"]
 
@@ -216,6 +217,27 @@ class Facts:
             flat[rows, place + i] = tokens
         last = facts - 1 - np.argmax((keys[:, :, None] == keys[:, None, ::-1]), axis=2)
         return Drawn(ids, keys, np.take_along_axis(values, last, axis=1))
+
+    def examples(
+        self,
+        count: int,
+        seed: int,
+        turns: int,
+        *,
+        shortest: int = SHORTEST,
+        longest: int = LONGEST,
+    ) -> list[Example]:
+        """Conversations of 1 to `turns` turns that are full of facts, to train an adapter."""
+        generator = np.random.default_rng([seed, count])
+        found = []
+        for _ in range(count):
+            now, length = generator.integers([1, shortest], [turns + 1, longest + 1]).tolist()
+            drawn = self.draw(generator, 1, now, length, now * self.slots)
+            (asked,), learnt = drawn.asked(generator)
+            first, *others = drawn.context[0].tolist()
+            chunks = [[START, *first], *others, asked.tolist()]
+            found.append(Example(tuple(map(tuple, chunks)), learnt))
+        return found
 
     def _filler(
         self, generator: np.random.Generator, count: int, length: int, followers: int

@@ -4,12 +4,20 @@ It learns all that is said, filler too, so that it knows what was to be expected
 the answers, many of each conversation. It begins with random tokens that are repeated, from which
 a transformer learns to look up what followed a token before; conversations alone teach it to guess
 among the values that it has seen. These grow longer as it gets better.
+
+So small a model looks things up in its second layer and nowhere else, and there an entry can only
+hold what the first has made of it, which leaves a compressed memory next to nothing to work with.
+Large models are redundant. In the end the third layer therefore becomes a copy of the second (as in
+the depth up-scaling of Kim et al. 2024, arXiv 2312.15166), and in training one or the other is left
+out now and then (LayerDrop: Fan et al., ICLR 2020), until either is enough.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +47,12 @@ _FILLER, _RECAP = 0.2, 0.3
 """Weights of tokens of the conversation and of a recap, beside 1 of an answer."""
 
 _NOISE = 0.1
+
+_LOOKS_UP, _COPY = 1, 2
+"""The layer that looks facts up, and that which becomes its copy."""
+
+_LEFT_OUT = 0.3
+"""The part of the steps that do without the attention of either of these."""
 
 
 class Stage(NamedTuple):
@@ -86,8 +100,11 @@ class LabRecipe:
         Updates.
     tokens
         Of each update, about.
+    copied
+        Updates behind those, when one layer has become a copy of another.
     learning_rate
-        The highest. It rises in 100 steps, and falls to 0 in the second half.
+        The highest. It rises in 100 steps, and falls to 0 in the second half; for the last updates
+        it is a third of that.
     layers, width, heads
         Of the model.
     seed
@@ -105,6 +122,7 @@ class LabRecipe:
 
     steps: int = 3000
     tokens: int = 3072
+    copied: int = 300
     learning_rate: float = 3e-3
     layers: int = 4
     width: int = 128
@@ -117,6 +135,11 @@ class LabRecipe:
         for name in ("steps", "tokens", "layers", "width", "heads", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.copied < 0 or (self.copied and self.layers <= _COPY):
+            raise InputError(
+                f"copied is at least 0, and with fewer than {_COPY + 1} layers it is 0; got "
+                f"{self.copied} with {self.layers}"
+            )
         if self.width % (2 * self.heads) or not self.learning_rate > 0:
             raise InputError(
                 f"width is a multiple of 2 x heads, learning_rate above 0; got {self.width}, "
@@ -125,7 +148,10 @@ class LabRecipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / 100, 2 * (1 - step / self.steps))
+        if step < self.steps:
+            return self.learning_rate * min(1.0, (step + 1) / 100, 2 * (1 - step / self.steps))
+        done = step - self.steps
+        return self.learning_rate / 3 * min(1.0, (done + 1) / 50, 2 * (1 - done / self.copied))
 
     def model(self, task: Facts) -> Any:
         """A model that has learnt nothing; the global random generator stays as it was."""
@@ -224,30 +250,58 @@ def train_lab(
     if (out / "config.json").exists():
         raise InputError(f"{out} holds a model already; take another folder")
     model = recipe.model(task).to(device or "cpu").train()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = _optimizer(model)
     owner = hashlib.sha256(json.dumps([asdict(recipe), asdict(task), STAGES]).encode()).hexdigest()
     run = LabRun()
     if state := checkpoint.resume(out / _CHECKPOINT, owner):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         run = LabRun(state["losses"], state["stages"], state["correct"])
-    start, end = len(run.losses), min(recipe.steps, stop_after or recipe.steps)
+    last = recipe.steps + recipe.copied
+    start, end = len(run.losses), min(last, stop_after or last)
     with tqdm(range(start, end), initial=start, total=end, disable=not progress) as bar:
         for step in bar:
+            if step == recipe.steps:
+                layers = model.get_decoder().layers
+                layers[_COPY].load_state_dict(layers[_LOOKS_UP].state_dict())
+                optimizer = _optimizer(model)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
-            _step(model, task, recipe, optimizer, run)
+            with _left_out(model, recipe, step):
+                _step(model, task, recipe, optimizer, run)
             bar.set_postfix(loss=f"{run.losses[-1]:.3f}", stage=run.stages[-1])
             if (step + 1) % recipe.save_every == 0 or step + 1 == end:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 checkpoint.save(out / _CHECKPOINT, owner, {**state, **asdict(run)})
-    if end == recipe.steps:
+    if end == last:
         model.eval().half().cpu().save_pretrained(out)
         task.tokenizer().save_pretrained(out)
         log = {"recipe": asdict(recipe), "task": asdict(task), "run": asdict(run)}
         (out / _LOG).write_text(json.dumps(_rounded(log)) + "\n", encoding="utf-8")
         (out / _CHECKPOINT).unlink()
     return run
+
+
+def _optimizer(model: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+
+
+@contextmanager
+def _left_out(model: Any, recipe: LabRecipe, step: int) -> Iterator[None]:
+    """A step without the attention of one of the two layers that are alike, if it is to be one."""
+    chance = np.random.default_rng([recipe.seed, step, 1]).random()
+    layer = {0: _LOOKS_UP, 1: _COPY}.get(int(chance / _LEFT_OUT))
+    if step < recipe.steps or layer is None:
+        yield
+        return
+    attention = model.get_decoder().layers[layer].self_attn
+    handle = attention.register_forward_hook(
+        lambda _module, _given, found: (torch.zeros_like(found[0]), *found[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _step(model: Any, task: Facts, recipe: LabRecipe, optimizer: Any, run: LabRun) -> None:

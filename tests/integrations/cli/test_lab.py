@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("torch")
 
 from laconic.integrations.cli import main
-from laconic.integrations.cli.lab import TABLES
+from laconic.memory.evaluation import steps
+from laconic.memory.training import fit
 
 LAB = Path(__file__).parents[3] / "lab"
 
@@ -23,7 +24,7 @@ def test_a_model_that_finds_too_little_is_no_model_to_study(
     assert (tmp_path / "training.json").is_file()
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ["pots", "ablations", "noise"])
 def test_the_tables_are_printed(table: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["bench", "lab", "--model", str(LAB), "--tables", table, "--limit", "1"]
     assert main(command) == 0
@@ -32,11 +33,43 @@ def test_the_tables_are_printed(table: str, capsys: pytest.CaptureFixture[str]) 
     assert "nan" not in printed
 
 
+@pytest.mark.parametrize("table", ["turns", "variants"])
+def test_learned_memories_are_taught_once_and_saved(
+    table: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, ways = {
+        "turns": ("CCM-concat", "FAMILY"),
+        "variants": ("CCM-concat, 2 COMP tokens", "VARIANTS"),
+    }[table]
+    way = getattr(steps, ways)[name]
+    brief = steps.Lesson(1, 7, 7, 1, 2)
+    monkeypatch.setattr(steps, ways, {name: way._replace(course=(brief,))})
+    command = ["bench", "lab", "--model", str(LAB), "--tables", table, "--limit", "2"]
+    assert main(command) == 1
+    assert "--out FOLDER" in capsys.readouterr().err
+    command += ["--out", str(tmp_path)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"| {name} | 32 |" in printed
+    (config,) = tmp_path.glob("0/*/ccm_config.json")
+    assert config.parent.name.startswith("ccm-concat")
+    monkeypatch.setattr(fit, "_step", None)
+    assert main(command) == 0
+    assert capsys.readouterr().out == printed
+
+
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, reason in (
         ([], "needs --model FOLDER"),
         (["--model", str(tmp_path)], "make one with `laconic train lab"),
         (["--model", str(LAB), "--tables", "chairs"], "no table 'chairs'"),
+        (
+            ["--model", str(LAB), "--tables", "turns", "--methods", "x", "--out", str(tmp_path)],
+            "no memory 'x'; there are CCM-concat",
+        ),
     ):
         assert main(["bench", "lab", *options]) == 1
         assert reason in capsys.readouterr().err

@@ -10,7 +10,7 @@ from laconic.memory.training.facts import Facts
 from laconic.memory.training.lab import LabRecipe
 
 TASK = Facts()
-MODEL = LabRecipe(layers=2, width=16, heads=2).model(TASK).eval()
+MODEL = LabRecipe(copied=0, layers=2, width=16, heads=2).model(TASK).eval()
 TOKENIZER = TASK.tokenizer()
 
 

@@ -10,7 +10,15 @@ pytest.importorskip("psutil")
 
 from laconic.integrations.cli import main
 from laconic.memory.evaluation import speed
-from laconic.memory.evaluation.speed import Overhead, grow, overhead, random_llama, store
+from laconic.memory.evaluation.speed import (
+    Answered,
+    Overhead,
+    answer,
+    grow,
+    overhead,
+    random_llama,
+    store,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +53,35 @@ def test_storages_are_compared_with_the_plain_one(model: Any) -> None:
     assert int4.nbytes < int8.nbytes < unrotated.nbytes == rotated.nbytes
 
 
+def test_answers_are_timed_with_both_caches(model: Any) -> None:
+    size = {"pot": 64, "keep": 32, "chunk": 16, "question": 4, "tokens": 2, "repeats": 3}
+    short, long = answer(model, "streaming_llm", (60, 600), **size)
+    entry = 2 * 16 * 4
+    assert (short.nbytes[1], long.nbytes[1]) == (60 * entry, 600 * entry)
+    assert long.nbytes[0] < long.nbytes[1]
+    for row in (short, long):
+        assert len(row.first) == len(row.each) == 3
+        assert min(min(pair) for pair in (*row.first, *row.each)) > 0
+
+
+def test_the_ratio_of_answers_is_that_of_pairs() -> None:
+    pairs = ((0.001, 0.002), (0.003, 0.002), (0.002, 0.004))
+    row = Answered(1000, (10, 2000), first=pairs, each=pairs)
+    ratio = "0.50 [0.50, 1.50]"
+    assert str(row) == f"| 1,000 | 10 | 2,000 | 2 : 2 = {ratio} | 2.0 : 2.0 = {ratio} |"
+
+
 def test_the_command_prints_all_tables(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Any
 ) -> None:
     monkeypatch.setattr(speed, "random_llama", lambda **_: model)
+    monkeypatch.setattr(speed.answer, "__defaults__", ((100, 200),))
     monkeypatch.setattr(speed.grow, "__kwdefaults__", {**GROW, "steps": 2, "step": 600})
     assert main(["bench", "memory", "--policies", "tova,knorm"]) == 0
     rows = re.findall(r"^\| (\S+) \|", capsys.readouterr().out, flags=re.MULTILINE)
     timed, stored = ["policy", "tova", "knorm", "tova"], ["storage", "rotated", "unrotated"]
-    assert rows == [*timed, *stored, "int8", "int4", "read", "600", "1,200"]
+    read = ["read", "100", "200", "read", "600", "1,200"]
+    assert rows == [*timed, *stored, "int8", "int4", *read]
 
 
 GROW: dict[str, Any] = dict(speed.grow.__kwdefaults__ or {})

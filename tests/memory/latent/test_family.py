@@ -19,8 +19,8 @@ from laconic.memory.latent.gisting import Gisting, GistingOnline
 from laconic.memory.latent.icae import ICAE
 from laconic.memory.latent.rmt import RMT
 from laconic.memory.latent.xcompressor import XCompressor
+from laconic.memory.training.facts import Facts
 from laconic.memory.training.fit import Recipe, fit
-from laconic.memory.training.synthetic import RecallTask
 
 from .conftest import FAMILIES, adapter, conversation, model
 
@@ -34,7 +34,7 @@ MEMORIES: dict[str, Callable[[Any, ConditionalLora | None], LatentMemory]] = {
     "500xcompressor": lambda base, lora: XCompressor(base, 2, lora),
 }
 ROWS = {"compressive": 0, "icae": 3}
-EXAMPLES = RecallTask(turns=3).examples(8, seed=0)
+EXAMPLES = Facts().examples(8, 0, turns=3, shortest=7, longest=7)
 
 
 def made(name: str, base: Any) -> LatentMemory:

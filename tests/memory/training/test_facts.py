@@ -77,6 +77,17 @@ def test_questions_are_about_facts_and_answered() -> None:
         assert all(facts[int(key)] == value for key, value in asked[:, 1:].tolist())
 
 
+def test_examples_begin_once_and_are_the_same_for_a_seed() -> None:
+    made = TASK.examples(12, seed=1, turns=3)
+    assert made == TASK.examples(12, seed=1, turns=3) != TASK.examples(12, seed=2, turns=3)
+    assert {len(example.chunks) - 1 for example in made} == {1, 2, 3}
+    for example in made:
+        *chunks, asked = example.chunks
+        assert [chunk[0] for chunk in chunks] == [START] + [TURN] * (len(chunks) - 1)
+        assert len({len(chunk) for chunk in chunks[1:]}) <= 1
+        assert sum(example.learnt) == 2 * len(chunks) == len(asked) / 3
+
+
 def test_the_tokenizer_takes_words_for_tokens() -> None:
     tokenizer = TASK.tokenizer()
     text = "turn w3 set k8 v4"

@@ -14,13 +14,13 @@ from laconic.memory.latent import CCM, LatentState, Spec
 from laconic.memory.latent.base import LatentMemory
 from laconic.memory.training.ccm import Recipe, train
 from laconic.memory.training.examples import Example
-from laconic.memory.training.synthetic import RecallTask
+from laconic.memory.training.facts import Facts
 
 from ..latent.conftest import adapter, model
 
 RECIPE = Recipe(steps=6, batch_size=6, micro_batch=4, learning_rate=1e-2, save_every=2)
 
-EXAMPLES = RecallTask(turns=3).examples(10, seed=0)
+EXAMPLES = Facts().examples(10, 0, turns=3, shortest=7, longest=7)
 SPEC = Spec("merge", 2, positions="slots")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laconic.errors import InputError, StateError
 from laconic.memory.training.facts import Facts
-from laconic.memory.training.lab import STAGES, LabRecipe, LabRun, _conversations, train_lab
+from laconic.memory.training.lab import (
+    STAGES,
+    LabRecipe,
+    LabRun,
+    _conversations,
+    _left_out,
+    train_lab,
+)
 
-RECIPE = LabRecipe(steps=4, tokens=200, layers=1, width=16, heads=2, save_every=2)
+RECIPE = LabRecipe(steps=4, tokens=200, copied=4, layers=3, width=16, heads=2, save_every=2)
 
 
-def test_a_run_that_was_stopped_comes_to_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_run_that_was_stopped_comes_to_the_same_model(tmp_path: Path, stop: int) -> None:
     before = torch.get_rng_state()
     whole = train_lab(tmp_path / "whole", RECIPE)
     assert torch.equal(torch.get_rng_state(), before)
-    train_lab(tmp_path / "parts", RECIPE, stop_after=2)
+    train_lab(tmp_path / "parts", RECIPE, stop_after=stop)
     assert not (tmp_path / "parts/config.json").exists()
     rest = train_lab(tmp_path / "parts", RECIPE)
     assert rest.losses == whole.losses
@@ -39,7 +48,7 @@ def test_what_is_saved_is_a_model_with_its_tokenizer_and_log(tmp_path: Path) -> 
     assert log["task"]["keys"] == bits.keys
     assert log["run"]["losses"] == [round(loss, 4) for loss in run.losses]
     assert not (tmp_path / "checkpoint.pt").exists()
-    assert "4 steps, loss" in str(run)
+    assert "8 steps, loss" in str(run)
     with pytest.raises(InputError, match="holds a model already"):
         train_lab(tmp_path, RECIPE)
 
@@ -47,13 +56,33 @@ def test_what_is_saved_is_a_model_with_its_tokenizer_and_log(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     train_lab(tmp_path, RECIPE, stop_after=2)
     with pytest.raises(StateError, match="another model"):
-        train_lab(tmp_path, LabRecipe(steps=5, tokens=200, layers=1, width=16, heads=2))
+        train_lab(tmp_path, replace(RECIPE, steps=5))
 
 
 def test_training_learns_what_is_repeated(tmp_path: Path) -> None:
-    recipe = LabRecipe(steps=60, layers=2, width=32, heads=2, learning_rate=1e-2)
+    recipe = LabRecipe(steps=60, copied=0, layers=2, width=32, heads=2, learning_rate=1e-2)
     losses = train_lab(tmp_path, recipe).losses
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_a_layer_is_copied_and_either_may_be_left_out() -> None:
+    model = RECIPE.model(Facts())
+    ids = torch.arange(12)[None]
+    seen = set()
+    for step in range(RECIPE.steps + 60):
+        with torch.no_grad(), _left_out(model, RECIPE, step):
+            outputs = model(input_ids=ids, output_hidden_states=True)
+        whole = model(input_ids=ids, output_hidden_states=True)
+        changed = [
+            i
+            for i, (one, other) in enumerate(
+                zip(outputs.hidden_states, whole.hidden_states, strict=True)
+            )
+            if not torch.equal(one, other)
+        ]
+        seen.add((step >= RECIPE.steps, min(changed, default=0)))
+    # Hidden state i is what layer i is given.
+    assert seen == {(False, 0), (True, 0), (True, 2), (True, 3)}
 
 
 def test_conversations_grow_when_the_present_ones_are_mastered() -> None:
@@ -77,7 +106,10 @@ def test_every_stage_has_answers_to_learn(stage: int) -> None:
         assert int(ids.max()) < len(Facts().vocabulary)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"width": 20, "heads": 8}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"width": 20, "heads": 8}, {"learning_rate": 0.0}, {"copied": 9, "layers": 2}],
+)
 def test_a_recipe_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         LabRecipe(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from laconic.memory.evaluation.steps import (
+    FAMILY,
+    RECIPE,
+    VARIANTS,
+    Lesson,
+    Score,
+    Study,
+    study,
+    taught,
+)
+from laconic.memory.training.facts import Facts
+from laconic.memory.training.lab import LabRecipe
+
+COURSE = (Lesson(1, 7, 7, 1, 4), Lesson(2, 13, 16, 1, 2, facts=4))
+
+
+def small() -> Any:
+    return LabRecipe(copied=0, layers=1, width=16, heads=2).model(Facts()).eval()
+
+
+def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    model, recipe = small(), replace(RECIPE, rank=2)
+    ways = {name: way._replace(course=COURSE) for name, way in {**FAMILY, **VARIANTS}.items()}
+    memories = {name: taught(model, way, recipe) for name, way in ways.items()}
+    found = study(model, memories, Facts(), held_out=10, turns=[2])
+    entry = 2 * 16 * 4
+    assert {name: by[2].nbytes // entry for name, by in found.scores.items()} == {
+        "none": 1,
+        "full": 57,
+        "CCM-concat": 8,
+        "CCM-merge": 32,
+        "Gisting-online": 8,
+        "Compressive": 9,
+        "CCM-concat, 1 COMP token": 2,
+        "CCM-concat, 2 COMP tokens": 4,
+        "CCM-concat, 8 COMP tokens": 16,
+        "CCM-concat, ungated LoRA": 8,
+        "CCM-concat, positions skipped": 8,
+        "CCM-ema": 32,
+    }
+    assert all(by[2].n == 10 for by in found.scores.values())
+    assert str(found).count("\n") == 1 + len(found.scores)
+    assert capsys.readouterr().out == ""
+
+
+def test_lessons_follow_each_other_and_are_learnt_once(tmp_path: Path) -> None:
+    way, recipe = FAMILY["CCM-concat"]._replace(course=COURSE), replace(RECIPE, rank=2)
+    first = taught(small(), way, recipe, folder=tmp_path)
+    assert {path.parent.name for path in tmp_path.glob("*/*")} == {
+        *(f"lesson-1-start-{i}" for i in range(1, 7)),
+        "lesson-2",
+    }
+    again = taught(small(), way, recipe, folder=tmp_path)
+    untaught = way.build(small(), recipe)
+    learnt, same, other = (
+        torch.cat([part.flatten() for part in memory.adapter.parameters()])
+        for memory in (first, again, untaught)
+    )
+    assert learnt.equal(same)
+    assert not learnt.equal(other)
+
+
+def test_the_gap_is_between_no_context_and_all_of_it() -> None:
+    scores = {"none": 100, "full": 900, "memory": 500}
+    found = Study({name: {1: Score(correct, 1000, 0)} for name, correct in scores.items()})
+    assert found.recovered("memory", 1) == pytest.approx(0.5)
+    assert "0.500 [0.469, 0.531] | 1000 | 0.50 |" in str(found)
+    both = found.beside(found)
+    assert both.scores["memory"][1] == Score(1000, 2000, 0)
+    assert found.beside(None) is found
