@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laconic.memory.evaluation.steps import (
     FAMILY,
@@ -20,8 +21,11 @@ from laconic.memory.evaluation.steps import (
     study,
     taught,
 )
+from laconic.memory.latent import CCM
 from laconic.memory.training.facts import Facts
 from laconic.memory.training.lab import LabRecipe
+
+LAB = Path(__file__).parents[3] / "lab"
 
 COURSE = (Lesson(1, 7, 7, 1, 4), Lesson(2, 13, 16, 1, 2, facts=4))
 
@@ -70,6 +74,16 @@ def test_lessons_follow_each_other_and_are_learnt_once(tmp_path: Path) -> None:
     )
     assert learnt.equal(same)
     assert not learnt.equal(other)
+
+
+def test_the_adapter_that_is_kept_recalls_nearly_all() -> None:
+    model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(LAB)
+    memories = {"concat": CCM.from_pretrained(model, LAB / "ccm-concat", tokenizer)}
+    found = study(model, memories, Facts(), held_out=100, turns=[16], seed=3)
+    none, full, concat = (by[16].accuracy for by in found.scores.values())
+    assert none < 0.1 < 0.9 < concat <= full
+    assert found.scores["concat"][16].nbytes * 7 < found.scores["full"][16].nbytes
 
 
 def test_the_gap_is_between_no_context_and_all_of_it() -> None:
