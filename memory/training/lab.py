@@ -6,7 +6,7 @@ a transformer learns to look up what followed a token before; conversations alon
 among the values that it has seen. These grow longer as it gets better.
 
 So small a model looks things up in its second layer and nowhere else, and there an entry can only
-hold what the first has made of it, which leaves a compressed memory next to nothing to work with.
+hold what the first has made of it, which leaves a compressed memory little to work with.
 Large models are redundant. In the end the third layer therefore becomes a copy of the second (as in
 the depth up-scaling of Kim et al. 2024, arXiv 2312.15166), and in training one or the other is left
 out now and then (LayerDrop: Fan et al., ICLR 2020), until either is enough.
