@@ -155,7 +155,7 @@ def _print_learned(
     ways: Mapping[str, Any], folders: Sequence[Path], options: argparse.Namespace
 ) -> None:
     """Teach each memory on each model, if that was not done before, and print what they recall."""
-    from ...memory.evaluation.steps import RECIPE, Study, study, taught
+    from ...memory.evaluation.steps import RECIPE, study, taught
     from ...memory.latent import CCM
     from ...memory.latent.base import LatentMemory
     from ...memory.training.facts import Facts
@@ -165,20 +165,21 @@ def _print_learned(
     chosen = options.methods.split(",") if options.methods else list(ways)
     if unknown := set(chosen) - set(ways):
         raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(ways)}")
-    pooled: Study | None = None
+    count, pooled = options.limit or 1000, None
     for seed, folder in enumerate(folders):
         model, tokenizer = _load(folder)
         memories: dict[str, LatentMemory] = {}
         for name in chosen:
-            place = Path(options.out) / str(seed) / "-".join(name.lower().replace(",", "").split())
+            place = Path(options.out) / str(seed) / "-".join(name.lower().split())
             recipe = replace(RECIPE, seed=seed)
             memory = taught(model, ways[name], recipe, folder=place, progress=True)
             if isinstance(memory, CCM):
                 memory.save_pretrained(place, tokenizer)
             memories[name] = memory
-        found = study(model, memories, Facts(), held_out=options.limit or 1000, seed=seed)
+        found = study(model, memories, Facts(), held_out=count, seed=seed)
         pooled = found.beside(pooled)
-    print(f"{len(folders)} models\n\n{pooled}\n", flush=True)
+    models = f"{len(folders)} model{'s' if len(folders) > 1 else ''}"
+    print(f"{models}, {count} conversations of each length on each\n\n{pooled}\n", flush=True)
 
 
 TABLES = {

@@ -96,8 +96,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure how often the answer survives (retention), tokens per second (speed), what "
         "numbers, names and negations are left (survival), or what of injected instructions "
-        "(injection), what a bounded KV cache costs (memory), what memories recall (latent, lab, "
-        "recall), or whether many at once stay whole (soak)."
+        "(injection), what a bounded KV cache costs (memory), what learned memories take (latent), "
+        "what memories recall (lab, recall), or whether many at once stay whole (soak)."
     )
     parser.add_argument(
         "what",

@@ -92,8 +92,6 @@ class Recalled:
     ----------
     name
         Of the way.
-    pot
-        Entries that a layer may hold.
     length
         Tokens of a conversation.
     parts
@@ -103,7 +101,6 @@ class Recalled:
     """
 
     name: str
-    pot: int
     length: int
     parts: tuple[float, ...]
     nbytes: int
@@ -191,7 +188,7 @@ def recall(
             nbytes = memory.nbytes
             right = [_answer(memory, key) == value for key, value in zip(keys, values, strict=True)]
             parts.append(float(np.mean(right)))
-        yield Recalled(name, pot, turns * each, tuple(parts), nbytes)
+        yield Recalled(name, turns * each, tuple(parts), nbytes)
 
 
 def _answer(memory: KVMemory, key: int) -> int:

@@ -40,7 +40,7 @@ An adapter that happens to begin badly goes on guessing among the values of a tu
 """
 
 RECIPE = Recipe(learning_rate=5e-3, rank=64, alpha=64, dropout=0.0)
-"""Half of the width of the study model: with a rank of 16 or 32 nothing is found in a memory."""
+"""A rank of half the width of the study model."""
 
 
 class Lesson(NamedTuple):
@@ -127,11 +127,11 @@ FAMILY: Mapping[str, Way] = {
 """Memories that grow by some 4 entries for each turn of 28 tokens, and one that stays as it is."""
 
 VARIANTS: Mapping[str, Way] = {
-    "CCM-concat, 1 COMP token": _concat(1),
-    "CCM-concat, 2 COMP tokens": _concat(2),
-    "CCM-concat, 8 COMP tokens": _concat(8),
-    "CCM-concat, ungated LoRA": _concat(kind=_Ungated),
-    "CCM-concat, positions skipped": _concat(positions="skip"),
+    "CCM-concat with 1 COMP token": _concat(1),
+    "CCM-concat with 2 COMP tokens": _concat(2),
+    "CCM-concat with 8 COMP tokens": _concat(8),
+    "CCM-concat ungated": _concat(kind=_Ungated),
+    "CCM-concat with positions skipped": _concat(positions="skip"),
     "CCM-ema": _ccm(Spec("ema", 32, positions="slots"), _MERGING),
 }
 """Compressed context memory with one thing changed."""

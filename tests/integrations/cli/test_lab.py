@@ -42,18 +42,20 @@ def test_learned_memories_are_taught_once_and_saved(
 ) -> None:
     name, ways = {
         "turns": ("CCM-concat", "FAMILY"),
-        "variants": ("CCM-concat, 2 COMP tokens", "VARIANTS"),
+        "variants": ("CCM-concat with 2 COMP tokens", "VARIANTS"),
     }[table]
     way = getattr(steps, ways)[name]
     brief = steps.Lesson(1, 7, 7, 1, 2)
     monkeypatch.setattr(steps, ways, {name: way._replace(course=(brief,))})
     command = ["bench", "lab", "--model", str(LAB), "--tables", table, "--limit", "2"]
+    command += ["--methods", name]
     assert main(command) == 1
     assert "--out FOLDER" in capsys.readouterr().err
     command += ["--out", str(tmp_path)]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert f"| {name} | 32 |" in printed
+    assert printed.startswith("1 model, 2 conversations of each length")
     (config,) = tmp_path.glob("0/*/ccm_config.json")
     assert config.parent.name.startswith("ccm-concat")
     monkeypatch.setattr(fit, "_step", None)

@@ -51,8 +51,8 @@ def test_conversations_are_those_of_their_seed() -> None:
 
 
 def test_models_are_pooled() -> None:
-    one = Recalled("x", 64, 128, (1.0, 0.0), 10)
-    both = one.beside(Recalled("x", 64, 128, (0.5, 0.5), 10))
+    one = Recalled("x", 128, (1.0, 0.0), 10)
+    both = one.beside(Recalled("x", 128, (0.5, 0.5), 10))
     assert both.parts == (0.5, 0.5, 1.0, 0.0)
     assert both.interval.value == 0.5
     assert one.beside(None) is one

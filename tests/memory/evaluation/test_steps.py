@@ -47,11 +47,11 @@ def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
         "CCM-merge": 32,
         "Gisting-online": 8,
         "Compressive": 9,
-        "CCM-concat, 1 COMP token": 2,
-        "CCM-concat, 2 COMP tokens": 4,
-        "CCM-concat, 8 COMP tokens": 16,
-        "CCM-concat, ungated LoRA": 8,
-        "CCM-concat, positions skipped": 8,
+        "CCM-concat with 1 COMP token": 2,
+        "CCM-concat with 2 COMP tokens": 4,
+        "CCM-concat with 8 COMP tokens": 16,
+        "CCM-concat ungated": 8,
+        "CCM-concat with positions skipped": 8,
         "CCM-ema": 32,
     }
     assert all(by[2].n == 10 for by in found.scores.values())
