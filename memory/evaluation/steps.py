@@ -22,7 +22,8 @@ from ..latent.base import LatentMemory
 from ..latent.ccm import CCM
 from ..latent.compressive import Compressive
 from ..latent.gisting import GistingOnline
-from ..latent.plan import Positions, Spec
+from ..latent.plan import Positions, Spec, Update
+from ..training.entries import show
 from ..training.facts import LONGEST, SHORTEST, START, TURN_LENGTH, Facts
 from ..training.fit import Recipe, fit
 
@@ -39,7 +40,7 @@ _STARTS, _LAST, _LEARNT = 6, 20, 0.3
 An adapter that happens to begin badly goes on guessing among the values of a turn: ln 2 for two.
 """
 
-RECIPE = Recipe(learning_rate=5e-3, rank=64, alpha=64, dropout=0.0)
+RECIPE = Recipe(rank=64, alpha=64, dropout=0.0)
 """A rank of half the width of the study model."""
 
 
@@ -77,13 +78,14 @@ for far longer.
 """
 
 _MERGING = (
-    Lesson(1, 25, 28, 250, 64, 8),
-    Lesson(2, 25, 28, 250, 32, 8),
-    Lesson(8, 13, 16, 1000, 24, 4),
-    Lesson(16, 7, 9, 300, 16),
-    Lesson(16, SHORTEST, LONGEST, 400, 16),
+    Lesson(4, 25, 28, 200, 12, facts=8),
+    Lesson(16, 7, 16, 300, 8),
+    Lesson(16, SHORTEST, LONGEST, 400, 8),
 )
-"""More facts at a time, so that what is merged soon has to be told apart."""
+"""Some turns from the start, and many facts in each, for what is merged has to be told apart."""
+
+_SHOWN = Recipe(batch_size=24, micro_batch=24, learning_rate=5e-3)
+"""How an adapter is shown which entries it shall make."""
 
 Build = Callable[[Any, Recipe], LatentMemory]
 """Makes a memory of a model, with an adapter of the recipe's rank."""
@@ -98,18 +100,29 @@ class Way(NamedTuple):
         Makes it.
     course
         What its adapter learns from, one after the other.
+    learning_rate
+        The highest of each lesson.
+    shown
+        Steps in which the adapter, of a `CCM`, is first shown which entries it shall make.
     """
 
     build: Build
     course: tuple[Lesson, ...] = _COURSE
+    learning_rate: float = 5e-3
+    shown: int = 0
 
 
-def _ccm(spec: Spec, course: tuple[Lesson, ...] = _COURSE, kind: type[CCM] = CCM) -> Way:
-    return Way(lambda model, how: kind(model, spec, how.adapter(model, spec.comp_tokens)), course)
+def _ccm(spec: Spec, kind: type[CCM] = CCM) -> Build:
+    return lambda model, how: kind(model, spec, how.adapter(model, spec.comp_tokens))
 
 
 def _concat(comp_tokens: int = 4, positions: Positions = "slots", kind: type[CCM] = CCM) -> Way:
-    return _ccm(Spec("concat", comp_tokens, positions=positions), kind=kind)
+    return Way(_ccm(Spec("concat", comp_tokens, positions=positions), kind))
+
+
+def _merge(update: Update = "merge", recurrent: bool = False, shown: int = 250) -> Way:
+    spec = Spec(update, Facts().keys, recurrent=recurrent, positions="slots")
+    return Way(_ccm(spec), _MERGING, 2e-3, shown)
 
 
 class _Ungated(CCM):
@@ -120,7 +133,7 @@ class _Ungated(CCM):
 
 FAMILY: Mapping[str, Way] = {
     "CCM-concat": _concat(),
-    "CCM-merge": _ccm(Spec("merge", 32, positions="slots"), _MERGING),
+    "CCM-merge": _merge(),
     "Gisting-online": Way(lambda model, how: GistingOnline(model, 4, how.adapter(model, 4))),
     "Compressive": Way(lambda model, how: Compressive(model, 7, how.adapter(model, 0))),
 }
@@ -132,7 +145,9 @@ VARIANTS: Mapping[str, Way] = {
     "CCM-concat with 8 COMP tokens": _concat(8),
     "CCM-concat ungated": _concat(kind=_Ungated),
     "CCM-concat with positions skipped": _concat(positions="skip"),
-    "CCM-ema": _ccm(Spec("ema", 32, positions="slots"), _MERGING),
+    "CCM-merge recurrent": _merge(recurrent=True),
+    "CCM-merge from answers alone": _merge(shown=0),
+    "CCM-ema": _merge("ema"),
 }
 """Compressed context memory with one thing changed."""
 
@@ -278,22 +293,26 @@ def taught(
         Whether to show bars.
     """
     place = None if folder is None else Path(folder)
+    recipe = replace(recipe, learning_rate=way.learning_rate)
     first, *others = way.course
-    memory, how = _begun(model, way.build, first, recipe, place, progress)
+    memory, how = _begun(model, way, first, recipe, place, progress)
     for i, lesson in enumerate(others, 2):
         _learn(memory, lesson, how, place and place / f"lesson-{i}", progress)
     return memory
 
 
 def _begun(
-    model: Any, build: Build, lesson: Lesson, recipe: Recipe, folder: Path | None, progress: bool
+    model: Any, way: Way, lesson: Lesson, recipe: Recipe, folder: Path | None, progress: bool
 ) -> tuple[LatentMemory, Recipe]:
     """The memory that learnt the first lesson best, of some that begin at random."""
     tried: list[tuple[float, LatentMemory, Recipe]] = []
     while len(tried) < _STARTS and not any(loss < _LEARNT for loss, _, _ in tried):
         how = replace(recipe, seed=recipe.seed * _STARTS + len(tried))
-        memory = build(model, how)
+        memory = way.build(model, how)
         place = folder and folder / f"lesson-1-start-{len(tried) + 1}"
+        if way.shown:
+            assert isinstance(memory, CCM)
+            show(memory, replace(_SHOWN, steps=way.shown, seed=how.seed))
         losses = _learn(memory, lesson, how, place, progress)
         tried.append((float(np.mean(losses[-_LAST:])), memory, how))
     tried.sort(key=lambda one: one[0])

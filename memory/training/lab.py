@@ -32,7 +32,7 @@ from ...core.errors import InputError
 from ...core.training import checkpoint
 from .facts import END, LONGEST, PAD, RECAP, SHORTEST, START, Facts
 
-__all__ = ["STAGES", "LabRecipe", "LabRun", "Stage", "train_lab"]
+__all__ = ["COPY", "LOOKS_UP", "STAGES", "LabRecipe", "LabRun", "Stage", "train_lab"]
 
 _LOG = "training.json"
 _CHECKPOINT = "checkpoint.pt"
@@ -48,7 +48,7 @@ _FILLER, _RECAP = 0.2, 0.3
 
 _NOISE = 0.1
 
-_LOOKS_UP, _COPY = 1, 2
+LOOKS_UP, COPY = 1, 2
 """The layer that looks facts up, and that which becomes its copy."""
 
 _LEFT_OUT = 0.3
@@ -135,9 +135,9 @@ class LabRecipe:
         for name in ("steps", "tokens", "layers", "width", "heads", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.copied < 0 or (self.copied and self.layers <= _COPY):
+        if self.copied < 0 or (self.copied and self.layers <= COPY):
             raise InputError(
-                f"copied is at least 0, and with fewer than {_COPY + 1} layers it is 0; got "
+                f"copied is at least 0, and with fewer than {COPY + 1} layers it is 0; got "
                 f"{self.copied} with {self.layers}"
             )
         if self.width % (2 * self.heads) or not self.learning_rate > 0:
@@ -263,7 +263,7 @@ def train_lab(
         for step in bar:
             if step == recipe.steps:
                 layers = model.get_decoder().layers
-                layers[_COPY].load_state_dict(layers[_LOOKS_UP].state_dict())
+                layers[COPY].load_state_dict(layers[LOOKS_UP].state_dict())
                 optimizer = _optimizer(model)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
@@ -290,7 +290,7 @@ def _optimizer(model: Any) -> torch.optim.AdamW:
 def _left_out(model: Any, recipe: LabRecipe, step: int) -> Iterator[None]:
     """A step without the attention of one of the two layers that are alike, if it is to be one."""
     chance = np.random.default_rng([recipe.seed, step, 1]).random()
-    layer = {0: _LOOKS_UP, 1: _COPY}.get(int(chance / _LEFT_OUT))
+    layer = {0: LOOKS_UP, 1: COPY}.get(int(chance / _LEFT_OUT))
     if step < recipe.steps or layer is None:
         yield
         return

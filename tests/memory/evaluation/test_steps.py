@@ -31,15 +31,18 @@ COURSE = (Lesson(1, 7, 7, 1, 4), Lesson(2, 13, 16, 1, 2, facts=4))
 
 
 def small() -> Any:
-    return LabRecipe(copied=0, layers=1, width=16, heads=2).model(Facts()).eval()
+    return LabRecipe(copied=0, layers=3, width=16, heads=2).model(Facts()).eval()
 
 
 def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     model, recipe = small(), replace(RECIPE, rank=2)
-    ways = {name: way._replace(course=COURSE) for name, way in {**FAMILY, **VARIANTS}.items()}
+    ways = {
+        name: way._replace(course=COURSE, shown=min(way.shown, 1))
+        for name, way in {**FAMILY, **VARIANTS}.items()
+    }
     memories = {name: taught(model, way, recipe) for name, way in ways.items()}
     found = study(model, memories, Facts(), held_out=10, turns=[2])
-    entry = 2 * 16 * 4
+    entry = 3 * 2 * 16 * 4
     assert {name: by[2].nbytes // entry for name, by in found.scores.items()} == {
         "none": 1,
         "full": 57,
@@ -52,6 +55,8 @@ def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
         "CCM-concat with 8 COMP tokens": 16,
         "CCM-concat ungated": 8,
         "CCM-concat with positions skipped": 8,
+        "CCM-merge recurrent": 32,
+        "CCM-merge from answers alone": 32,
         "CCM-ema": 32,
     }
     assert all(by[2].n == 10 for by in found.scores.values())
