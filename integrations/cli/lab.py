@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ...core.errors import InputError, ModelError, UnknownMethodError
 from ._models import load_model
+
+if TYPE_CHECKING:
+    from ...memory.latent.base import LatentMemory
 
 __all__ = ["TABLES", "add_parser", "bench", "train"]
 
@@ -155,13 +158,9 @@ def _print_learned(
     ways: Mapping[str, Any], folders: Sequence[Path], options: argparse.Namespace
 ) -> None:
     """Teach each memory on each model, if that was not done before, and print what they recall."""
-    from ...memory.evaluation.steps import RECIPE, study, taught
-    from ...memory.latent import CCM
-    from ...memory.latent.base import LatentMemory
+    from ...memory.evaluation.steps import study
     from ...memory.training.facts import Facts
 
-    if not options.out:
-        raise InputError("learned memories are taught first; --out FOLDER keeps their adapters")
     chosen = options.methods.split(",") if options.methods else list(ways)
     if unknown := set(chosen) - set(ways):
         raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(ways)}")
@@ -170,16 +169,32 @@ def _print_learned(
         model, tokenizer = _load(folder)
         memories: dict[str, LatentMemory] = {}
         for name in chosen:
-            place = Path(options.out) / str(seed) / "-".join(name.lower().split())
-            recipe = replace(RECIPE, seed=seed)
-            memory = taught(model, ways[name], recipe, folder=place, progress=True)
-            if isinstance(memory, CCM):
-                memory.save_pretrained(place, tokenizer)
-            memories[name] = memory
+            slug = "-".join(name.lower().split())
+            out = Path(options.out) / str(seed) / slug if options.out else None
+            memories[name] = _taught(model, tokenizer, ways[name], folder / slug, out, seed)
         found = study(model, memories, Facts(), held_out=count, seed=seed)
         pooled = found.beside(pooled)
     models = f"{len(folders)} model{'s' if len(folders) > 1 else ''}"
     print(f"{models}, {count} conversations of each length on each\n\n{pooled}\n", flush=True)
+
+
+def _taught(
+    model: Any, tokenizer: Any, way: Any, kept: Path, out: Path | None, seed: int
+) -> LatentMemory:
+    """The memory whose adapter is kept with its model, or one that is taught."""
+    from ...memory.evaluation.steps import RECIPE, taught
+    from ...memory.latent import CCM
+
+    if kept.is_dir():
+        return CCM.from_pretrained(model, kept, tokenizer)
+    if out is None:
+        raise InputError(
+            f"there is no adapter in {kept}, so it is taught first; --out FOLDER says where it goes"
+        )
+    memory = taught(model, way, replace(RECIPE, seed=seed), folder=out, progress=True)
+    if type(memory) is CCM:
+        memory.save_pretrained(out, tokenizer)
+    return memory
 
 
 TABLES = {

@@ -41,7 +41,7 @@ def test_learned_memories_are_taught_once_and_saved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, ways = {
-        "turns": ("CCM-concat", "FAMILY"),
+        "turns": ("Gisting-online", "FAMILY"),
         "variants": ("CCM-concat with 2 COMP tokens", "VARIANTS"),
     }[table]
     way = getattr(steps, ways)[name]
@@ -56,11 +56,20 @@ def test_learned_memories_are_taught_once_and_saved(
     printed = capsys.readouterr().out
     assert f"| {name} | 32 |" in printed
     assert printed.startswith("1 model, 2 conversations of each length")
-    (config,) = tmp_path.glob("0/*/ccm_config.json")
-    assert config.parent.name.startswith("ccm-concat")
+    assert len(list(tmp_path.glob("0/*/ccm_config.json"))) == (table == "variants")
     monkeypatch.setattr(fit, "_step", None)
     assert main(command) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_adapters_that_are_kept_with_a_model_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "lab", "--model", str(LAB), "--tables", "turns", "--limit", "20"]
+    assert main([*command, "--methods", "CCM-concat,CCM-merge"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    long = {row[0][2:]: float(row[3].split()[0]) for row in rows if row[1:2] == ["16"]}
+    assert long["CCM-concat"] > 0.8
+    assert long["CCM-merge"] > 0.8
+    assert long["none"] < 0.2
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,14 +81,19 @@ def test_lessons_follow_each_other_and_are_learnt_once(tmp_path: Path) -> None:
     assert not learnt.equal(other)
 
 
-def test_the_adapter_that_is_kept_recalls_nearly_all() -> None:
+def test_the_adapters_that_are_kept_recall_nearly_all() -> None:
     model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(LAB)
-    memories = {"concat": CCM.from_pretrained(model, LAB / "ccm-concat", tokenizer)}
+    memories = {
+        update: CCM.from_pretrained(model, LAB / f"ccm-{update}", tokenizer)
+        for update in ("concat", "merge")
+    }
     found = study(model, memories, Facts(), held_out=100, turns=[16], seed=3)
-    none, full, concat = (by[16].accuracy for by in found.scores.values())
-    assert none < 0.1 < 0.9 < concat <= full
+    none, full, concat, merge = (by[16].accuracy for by in found.scores.values())
+    assert none < 0.1 < 0.9 < min(concat, merge)
+    assert max(concat, merge) <= full
     assert found.scores["concat"][16].nbytes * 7 < found.scores["full"][16].nbytes
+    assert found.scores["merge"][16].nbytes * 2 == found.scores["concat"][16].nbytes
 
 
 def test_the_gap_is_between_no_context_and_all_of_it() -> None:
