@@ -96,11 +96,13 @@ def test_the_adapters_that_are_kept_recall_nearly_all() -> None:
     assert found.scores["merge"][16].nbytes * 2 == found.scores["concat"][16].nbytes
 
 
-def test_the_gap_is_between_no_context_and_all_of_it() -> None:
-    scores = {"none": 100, "full": 900, "memory": 500}
-    found = Study({name: {1: Score(correct, 1000, 0)} for name, correct in scores.items()})
-    assert found.recovered("memory", 1) == pytest.approx(0.5)
-    assert "0.500 [0.469, 0.531] | 1000 | 0.50 |" in str(found)
+def test_scores_of_two_models_are_pooled_and_printed() -> None:
+    found = Study({"memory": {4: Score(400, 500, 16), 8: Score(100, 500, 3200)}})
     both = found.beside(found)
-    assert both.scores["memory"][1] == Score(1000, 2000, 0)
+    assert both.scores["memory"][4] == Score(800, 1000, 16)
     assert found.beside(None) is found
+    assert str(both).splitlines() == [
+        "| context | T = 4 | T = 8 | bytes |",
+        "|---|--:|--:|--:|",
+        "| memory | 80.0% [77.4, 82.4] | 20.0% [17.6, 22.6] | 3,200 |",
+    ]
