@@ -119,9 +119,14 @@ def _concat(comp_tokens: int = 4, positions: Positions = "slots", kind: type[CCM
     return Way(_ccm(Spec("concat", comp_tokens, positions=positions), kind))
 
 
-def _merge(update: Update = "merge", recurrent: bool = False, shown: int = 250) -> Way:
-    spec = Spec(update, Facts().keys, recurrent=recurrent, positions="slots")
+def _merge(update: Update = "merge", shown: int = 250) -> Way:
+    spec = Spec(update, Facts().keys, recurrent=False, positions="slots")
     return Way(_ccm(spec), _MERGING, 2e-3, shown)
+
+
+def _brief(way: Way) -> Way:
+    """The same without the last lesson."""
+    return way._replace(course=way.course[:-1])
 
 
 class _Ungated(CCM):
@@ -143,16 +148,17 @@ FAMILY: Mapping[str, Way] = {
 """Memories that grow by some 4 entries for each turn of 28 tokens, and one that stays as it is."""
 
 VARIANTS: Mapping[str, Way] = {
-    "CCM-concat with 1 COMP token": _concat(1),
-    "CCM-concat with 2 COMP tokens": _concat(2),
-    "CCM-concat with 8 COMP tokens": _concat(8),
-    "CCM-concat ungated": _concat(kind=_Ungated),
-    "CCM-concat with positions skipped": _concat(positions="skip"),
-    "CCM-merge recurrent": _merge(recurrent=True),
-    "CCM-merge from answers alone": _merge(shown=0),
-    "CCM-ema": _merge("ema"),
+    "CCM-concat with 1 COMP token": _brief(_concat(1)),
+    "CCM-concat with 2 COMP tokens": _brief(_concat(2)),
+    "CCM-concat with 4 COMP tokens": _brief(_concat(4)),
+    "CCM-concat with 8 COMP tokens": _brief(_concat(8)),
+    "CCM-concat ungated": _brief(_concat(kind=_Ungated)._replace(learning_rate=2e-3)),
+    "CCM-concat with positions skipped": _brief(_concat(positions="skip")),
+    "CCM-merge with a brief course": _brief(_merge()),
+    "CCM-merge from answers alone": _brief(_merge(shown=0)),
+    "CCM-ema": _brief(_merge("ema")),
 }
-"""Compressed context memory with one thing changed."""
+"""Compressed context memory with one thing changed, all of it taught without the last lesson."""
 
 
 @dataclass(frozen=True, slots=True)

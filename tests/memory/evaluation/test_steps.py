@@ -52,10 +52,11 @@ def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
         "Compressive": 9,
         "CCM-concat with 1 COMP token": 2,
         "CCM-concat with 2 COMP tokens": 4,
+        "CCM-concat with 4 COMP tokens": 8,
         "CCM-concat with 8 COMP tokens": 16,
         "CCM-concat ungated": 8,
         "CCM-concat with positions skipped": 8,
-        "CCM-merge recurrent": 32,
+        "CCM-merge with a brief course": 32,
         "CCM-merge from answers alone": 32,
         "CCM-ema": 32,
     }
