@@ -311,7 +311,8 @@ def _begun(
         place = folder and folder / f"lesson-1-start-{len(tried) + 1}"
         if way.shown:
             assert isinstance(memory, CCM)
-            show(memory, replace(_SHOWN, steps=way.shown, seed=how.seed))
+            shown = replace(_SHOWN, steps=way.shown, seed=how.seed)
+            show(memory, shown, folder=place and place / "shown", progress=progress)
         losses = _learn(memory, lesson, how, place, progress)
         tried.append((float(np.mean(losses[-_LAST:])), memory, how))
     tried.sort(key=lambda one: one[0])

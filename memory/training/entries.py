@@ -2,17 +2,17 @@
 
 Entries of several chunks can only be averaged if they are about the same thing: what COMP token k
 leaves must have the same key whatever the chunk said, and a value of nothing where it said nothing.
-From answers alone an adapter learns to do without: it puts any fact into any entry, with a key that
-depends on the chunk, and the mean of such entries is of no use. Here COMP token k is to stand for
-the k-th key of the task. It begins as the embedding of that key, so that the model looks the key up
-by itself, and keys and values of the next layer are fitted to what the value's own token leaves
-there in a conversation. What is learnt behind that is learnt from answers.
+Answers alone did not teach that (``docs/benchmarks/lab.md``, variants). Here COMP token k is to
+stand for the k-th key of the task. It begins as the embedding of that key, so that the model looks
+the key up by itself, and keys and values of the next layer are fitted to what the value's own token
+leaves there in a conversation. What is learnt behind that is learnt from answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ to look nothing up.
 """
 
 
-def show(memory: CCM, recipe: Recipe) -> None:
+def show(
+    memory: CCM, recipe: Recipe, *, folder: str | Path | None = None, progress: bool = False
+) -> None:
     """Let COMP tokens begin as keys of the task, and fit their entries.
 
     Parameters
@@ -44,7 +46,9 @@ def show(memory: CCM, recipe: Recipe) -> None:
         On the study model, with ``positions="slots"`` and as many COMP tokens as the task of
         `Facts` has keys. Its adapter is changed.
     recipe
-        Steps, conversations of each and the learning rate.
+        Steps, conversations of each, the learning rate and the seed.
+    folder, progress
+        As for `fit`.
     """
     task = Facts(slots=_FACTS)
     table = memory.model.get_input_embeddings().weight
@@ -59,7 +63,7 @@ def show(memory: CCM, recipe: Recipe) -> None:
         longest=TURN_LENGTH,
     )
     with _only(memory, _LEARNT):
-        fit(shown, examples, recipe)
+        fit(shown, examples, recipe, folder=folder, progress=progress)
 
 
 class _Shown(CCM):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from laconic.memory.evaluation.steps import study
 from laconic.memory.latent import CCM
 from laconic.memory.latent.plan import Spec
+from laconic.memory.training import fit
 from laconic.memory.training.entries import show
 from laconic.memory.training.facts import Facts
 from laconic.memory.training.fit import Recipe
@@ -38,6 +39,18 @@ def test_facts_can_be_read_from_entries_that_were_only_shown() -> None:
     told = torch.zeros(20, task.keys, dtype=torch.bool)
     told.scatter_(1, torch.from_numpy(drawn.keys - task.first_key), value=True)
     assert loud[~told].mean() < 0.5 * loud[told].mean()
+
+
+def test_what_was_shown_is_not_shown_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    spec = Spec("merge", 32, recurrent=False, positions="slots")
+    recipe = replace(RECIPE, steps=2)
+    first, again = (CCM(model, spec, recipe.adapter(model, 32)) for _ in range(2))
+    show(first, recipe, folder=tmp_path)
+    monkeypatch.setattr(fit, "_step", None)
+    show(again, recipe, folder=tmp_path)
+    for one, other in zip(first.adapter.parameters(), again.adapter.parameters(), strict=True):
+        assert one.equal(other)
 
 
 def test_all_of_the_adapter_learns_afterwards() -> None:
