@@ -90,10 +90,12 @@ class Archive:
         self._saved: _Saved | None = None
         self._process = os.getpid()
         try:
+            if path:  # made here, for what SQLite makes may be read by others
+                os.close(os.open(path, os.O_CREAT, 0o600))
             self.db = sqlite3.connect(
                 path or "", isolation_level=None, check_same_thread=False, timeout=1
             )
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise StateError(f"{path} cannot be opened: {error}") from error
         self._close = weakref.finalize(self, self.db.close)
         try:

@@ -76,7 +76,7 @@ class TextMemory(Memory):
     low_water
         The part of the budget that is taken after it was full. Lower is less often rewritten.
     recall
-        The part of the budget that is kept for what a query needs. 0 if none is ever given.
+        The part of the budget that is kept for what a query needs. With 0 nothing is quoted.
     image_tokens
         What an image is counted as.
 
@@ -199,7 +199,8 @@ class TextMemory(Memory):
         ----------
         query
             What they are wanted for. Turns that it needs and that are not there are then quoted,
-            with their numbers, in one more message of the user. None for no such message.
+            with their numbers, in one more message of the user, unless `recall` is 0. None for no
+            such message.
         room
             Tokens that there is room for now, if these are fewer than the budget.
 
@@ -220,7 +221,7 @@ class TextMemory(Memory):
             if held > room:
                 raise BudgetError(f"{held} tokens are held, and there is room for {room}")
             recalled = []
-            if query is not None:
+            if query is not None and self.recall:
                 known = {unit.id for unit in self._view if unit.short is None}
                 scores = relevance(self._archive, query, self.encoder, known)
                 room -= held

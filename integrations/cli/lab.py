@@ -159,38 +159,40 @@ def _print_learned(
 ) -> None:
     """Teach each memory on each model, if that was not done before, and print what they recall."""
     from ...memory.evaluation.steps import study
+    from ...memory.latent import CCM
     from ...memory.training.facts import Facts
 
     chosen = options.methods.split(",") if options.methods else list(ways)
     if unknown := set(chosen) - set(ways):
         raise UnknownMethodError(f"no memory {min(unknown)!r}; there are {', '.join(ways)}")
+    slugs = {name: "-".join(name.lower().split()) for name in chosen}
+    missing = [f / slug for f in folders for slug in slugs.values() if not (f / slug).is_dir()]
+    if missing and not options.out:
+        raise InputError(
+            f"there is no adapter in {missing[0]}, so one is taught first; --out FOLDER says where "
+            f"it goes"
+        )
     count, pooled = options.limit or 1000, None
     for seed, folder in enumerate(folders):
         model, tokenizer = _load(folder)
         memories: dict[str, LatentMemory] = {}
-        for name in chosen:
-            slug = "-".join(name.lower().split())
-            out = Path(options.out) / str(seed) / slug if options.out else None
-            memories[name] = _taught(model, tokenizer, ways[name], folder / slug, out, seed)
+        for name, slug in slugs.items():
+            if (folder / slug).is_dir():
+                memories[name] = CCM.from_pretrained(model, folder / slug, tokenizer)
+            else:
+                out = Path(options.out) / folder.resolve().name / slug
+                memories[name] = _taught(model, tokenizer, ways[name], out, seed)
         found = study(model, memories, Facts(), held_out=count, seed=seed)
         pooled = found.beside(pooled)
     models = f"{len(folders)} model{'s' if len(folders) > 1 else ''}"
     print(f"{models}, {count} conversations of each length on each\n\n{pooled}\n", flush=True)
 
 
-def _taught(
-    model: Any, tokenizer: Any, way: Any, kept: Path, out: Path | None, seed: int
-) -> LatentMemory:
-    """The memory whose adapter is kept with its model, or one that is taught."""
+def _taught(model: Any, tokenizer: Any, way: Any, out: Path, seed: int) -> LatentMemory:
+    """A memory whose adapter is taught, and saved if there is a format for it."""
     from ...memory.evaluation.steps import RECIPE, taught
     from ...memory.latent import CCM
 
-    if kept.is_dir():
-        return CCM.from_pretrained(model, kept, tokenizer)
-    if out is None:
-        raise InputError(
-            f"there is no adapter in {kept}, so it is taught first; --out FOLDER says where it goes"
-        )
     memory = taught(model, way, replace(RECIPE, seed=seed), folder=out, progress=True)
     if type(memory) is CCM:
         memory.save_pretrained(out, tokenizer)

@@ -169,7 +169,7 @@ class CompressedMemory(MemorySettings, BaseMemory):
             query = input or last_question([self._restored(message) for message in shown])
             if taken:
                 shown = self._within(self.budget - taken, query)
-            elif self.recall and query:
+            elif query:
                 shown = self._memory.read(query)
             return [self._restored(message) for message in shown]
 
@@ -245,7 +245,7 @@ class CompressedMemory(MemorySettings, BaseMemory):
     def _within(self, free: int, query: str | None) -> list[Message]:
         """What is read if only so many tokens are free."""
         if self._memory.n_tokens <= free:
-            return self._memory.read(query if self.recall else None, room=free)
+            return self._memory.read(query, room=free)
         try:
             smaller = self.made(free, recall=0.0)
             smaller.observe(self._memory.read())

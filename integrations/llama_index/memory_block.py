@@ -131,7 +131,7 @@ class CompressedMemoryBlock(MemorySettings, BaseMemoryBlock[str]):
 
     def _text(self, session: str, query: str | None) -> str:
         """All that a session's memory gives, as one text within the budget."""
-        lines = [m["content"] for m in self._of(session).read(query if self.recall else None)]
+        lines = [m["content"] for m in self._of(session).read(query)]
         while lines and self._like.counter.count("\n".join(lines)) > self.budget:
             del lines[0]
         return "\n".join(lines)

@@ -204,8 +204,7 @@ def _memory(turns: Sequence[Message], budget: int, costs: Costs, **options: Any)
 
 
 def _blind_memory(turns: Sequence[Message], budget: int, costs: Costs) -> Reader:
-    read = _memory(turns, budget, costs, recall=0.0)
-    return lambda _: read("")
+    return _memory(turns, budget, costs, recall=0.0)
 
 
 def _recency(turns: Sequence[Message], budget: int, costs: Costs) -> Reader:

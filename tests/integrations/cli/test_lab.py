@@ -56,7 +56,7 @@ def test_learned_memories_are_taught_once_and_saved(
     printed = capsys.readouterr().out
     assert f"| {name} | " in printed
     assert printed.startswith("1 model, 2 conversations of each length")
-    assert len(list(tmp_path.glob("0/*/ccm_config.json"))) == (table == "variants")
+    assert len(list(tmp_path.glob("lab/*/ccm_config.json"))) == (table == "variants")
     monkeypatch.setattr(fit, "_step", None)
     assert main(command) == 0
     assert capsys.readouterr().out == printed
