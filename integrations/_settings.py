@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from ..core import (
@@ -18,6 +25,7 @@ from ..core import (
     Compressor,
     Order,
     Passage,
+    TokenCounter,
     get_compressor,
 )
 
@@ -82,20 +90,27 @@ class CompressionSettings(BaseModel):
     order: Order = "source"
     """``"source"`` leaves documents in their order, ``"score"`` puts the most relevant first."""
 
-    counter: str | None = None
-    """Whose tokens are counted: a tiktoken encoding or model name. None: cl100k_base if its
-    file is on this machine, else an estimate."""
+    counter: Any = None
+    """Whose tokens are counted, as for `TokenCounter.of`: a tiktoken encoding or model name, a
+    tokenizer, a function. None: cl100k_base if its file is on this machine, else an estimate.
+    Only a name is written where the component is."""
 
     compressor: SkipJsonSchema[Compressor | None] = Field(default=None, exclude=True, repr=False)
     """A compressor to use in place of `method`; it may be shared by several components."""
 
     _made: _Made = PrivateAttr(default_factory=lambda: _Made())
 
+    @field_serializer("counter")
+    def _name_only(self, counter: Any) -> str | None:
+        return counter if isinstance(counter, str) else None
+
     @model_validator(mode="after")
     def _check(self) -> CompressionSettings:
         if self.rate is not None and self.target_tokens is not None:
             raise ValueError("set rate or target_tokens, not both")
         _ = self.budget
+        if not isinstance(self.counter, str):  # a name may have to be downloaded
+            TokenCounter.of(self.counter)
         if self.method != "auto":  # which may look for a model
             self._made.compressor(self)
         return self

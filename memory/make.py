@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ def make_memory(
     adapter
         For ``"ccm"``: the folder of an adapter for this model, or a `CCM`.
     budget, keep, storage
-        As `KVMemory` takes them; an adapter has a size of its own.
+        As `KVMemory` takes them. Of an adapter that concatenates turns without a cap, as many
+        are held as fit the budget; others have a size of their own.
     **options
         Other parameters of `KVMemory` or `CCMMemory`.
 
@@ -75,4 +77,7 @@ def make_memory(
     from .latent import CCM, CCMMemory
 
     ccm = adapter if isinstance(adapter, CCM) else CCM.from_pretrained(model, adapter, tokenizer)
+    if ccm.spec.update == "concat" and ccm.spec.cap is None:
+        cap = max(1, (budget - ccm.spec.sink) // ccm.spec.comp_tokens)
+        ccm = CCM(model, replace(ccm.spec, cap=cap), ccm.adapter)
     return CCMMemory(ccm, tokenizer, **options)

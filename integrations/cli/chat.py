@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from ._models import load_model
 
 if TYPE_CHECKING:
     from ...memory.content import Content
-    from ...memory.latent import CCM
 
 __all__ = ["run"]
 
@@ -67,26 +65,14 @@ def _memory(options: argparse.Namespace) -> Any:
 
     get_policy(options.memory)  # a wrong name is known before the model is loaded
     model, tokenizer = load_model(options.model, options.device, options.dtype)
-    adapter = _adapter(model, tokenizer, options) if options.adapter else None
     return make_memory(
         model,
         tokenizer,
-        "ccm" if adapter else options.memory,
-        adapter=adapter,
+        "ccm" if options.adapter else options.memory,
+        adapter=options.adapter,
         budget=options.budget,
         keep=options.keep,
     )
-
-
-def _adapter(model: Any, tokenizer: Any, options: argparse.Namespace) -> CCM:
-    """The adapter; one whose memory would grow with each turn has the budget as its cap."""
-    from ...memory.latent import CCM
-
-    ccm = CCM.from_pretrained(model, options.adapter, tokenizer)
-    if ccm.spec.update != "concat":
-        return ccm
-    cap = max(1, options.budget // ccm.spec.comp_tokens)
-    return CCM(model, replace(ccm.spec, cap=cap), ccm.adapter)
 
 
 class _Chat:

@@ -135,7 +135,7 @@ class ChatLaconic(BaseChatModel):
     """The folder of the trained adapter that ``"ccm"`` needs."""
 
     budget: int = 1024
-    """Entries that a layer of a `KVMemory` may hold; an adapter has a size of its own."""
+    """Entries that a layer may hold; merged turns of an adapter have a size of their own."""
 
     keep: int | float = 0.5
     """How many of them stay when it is full: a part (float) or a number (int)."""

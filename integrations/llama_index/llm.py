@@ -93,7 +93,7 @@ class LaconicLLM(CustomLLM):
     """``"ccm"``, or the policy of a `KVMemory`: a key of `POLICIES`."""
 
     budget: int = 1024
-    """Entries that each layer of a `KVMemory` may hold."""
+    """Entries that each layer may hold; merged turns of an adapter have a size of their own."""
 
     memory_options: dict[str, Any] = Field(default_factory=dict)
     """Other parameters of `KVMemory`, or of laconic's `CCMMemory`."""

@@ -66,6 +66,15 @@ def test_an_adapter_is_a_folder_or_loaded(pair: tuple[Any, Any], ccm: CCM, tmp_p
         assert_alike(made, other)
 
 
+def test_turns_that_are_concatenated_stay_within_the_budget(pair: tuple[Any, Any]) -> None:
+    spec = Spec("concat", 3, sink=2, positions="slots")
+    made = make_memory(*pair, "ccm", adapter=CCM(pair[0], spec), budget=16, chunk=16)
+    made.observe(TEXT)
+    assert made.n_tokens == made.budget == 14
+    capped = CCM(pair[0], Spec("concat", 3, cap=2))
+    assert make_memory(*pair, "ccm", adapter=capped, budget=16, chunk=16).budget == 6
+
+
 def test_a_fork_of_an_empty_memory_is_one_of_its_own(pair: tuple[Any, Any]) -> None:
     empty = make_memory(*pair, budget=96)
     empty.fork().observe(TEXT)

@@ -294,6 +294,19 @@ def test_fields_make_the_round_trip() -> None:
     assert LaconicDocumentCompressor.model_validate_json(written) == compressor
 
 
+def test_tokens_are_counted_by_what_the_user_has(documents, query) -> None:
+    def words(text: str) -> int:
+        return len(text.split())
+
+    compressor = lexical(target_tokens=20, counter=words)
+    kept = compressor.compress_documents(documents, query)
+    assert 15 <= words(JOINER.join(d.page_content for d in kept)) <= 20
+    assert compressor.model_copy().compress_documents(documents, query) == kept
+    assert compressor.model_dump()["counter"] is None
+    with pytest.raises(ValidationError, match="token counter"):
+        lexical(counter=5)
+
+
 def test_a_copy_may_differ_in_a_field(documents, query) -> None:
     compressor = lexical(rate=0.9)
     copied = compressor.model_copy(update={"rate": 0.2})
