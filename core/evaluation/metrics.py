@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 
 import regex
 
-from ..errors import MissingExtraError
 from ..types import Compression, Span
 
 __all__ = [
@@ -106,16 +105,8 @@ def paired_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
     ----------
     first, second
         Whether each of two methods succeeded on the same examples.
-
-    Raises
-    ------
-    MissingExtraError
-        scipy is not installed.
     """
-    try:
-        from scipy.stats import binomtest
-    except ImportError as error:
-        raise MissingExtraError("a paired test", "bench") from error
     wins = sum(a and not b for a, b in zip(first, second, strict=True))
     losses = sum(b and not a for a, b in zip(first, second, strict=True))
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    n = wins + losses
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / (1 << n))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,11 +77,18 @@ def test_an_interval_holds_its_value(k: int, more: int) -> None:
 
 
 def test_the_paired_test_looks_at_disagreements_only() -> None:
-    pytest.importorskip("scipy")
     same = [True, False] * 50
     assert paired_p_value(same, same) == 1
     assert paired_p_value([True] * 10, [False] * 10) == pytest.approx(2 / 1024)
     assert paired_p_value([True] * 10 + same, [False] * 10 + same) == pytest.approx(2 / 1024)
+
+
+def test_the_paired_test_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for wins, losses in itertools.product(range(12), repeat=2):
+        first, second = [True] * wins + [False] * losses, [False] * wins + [True] * losses
+        expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        assert paired_p_value(first, second) == pytest.approx(expected)
 
 
 def test_a_proportion_is_within_its_interval() -> None:
