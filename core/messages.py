@@ -125,7 +125,7 @@ def compress_messages(
         least=1,
     )
     spans = result.passages[0].spans if result.passages else ()
-    shorter = copy.deepcopy([dict(message) for message in messages])
+    shorter = [_copied(message) for message in messages]
     for (place, part, _), region in zip(texts, regions, strict=True):
         left = render(joined, _within(spans, region))
         if part is None:
@@ -134,6 +134,16 @@ def compress_messages(
             shorter[place]["content"][part]["text"] = left
     parts: dict[str, Any] = {f.name: getattr(result, f.name) for f in fields(result)}
     return MessagesCompression(**parts, messages=shorter)
+
+
+def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that shares nothing, not even a part that stands in the message twice."""
+    copied = copy.deepcopy(dict(message))
+    content = message.get("content")
+    if isinstance(content, (list, tuple)):
+        parts = map(copy.deepcopy, content)
+        copied["content"] = tuple(parts) if isinstance(content, tuple) else list(parts)
+    return copied
 
 
 def _texts(messages: Any) -> Iterator[_Text]:

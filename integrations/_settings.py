@@ -124,12 +124,14 @@ class CompressionSettings(BaseModel):
         rate = 0.5 if self.rate is None else self.rate
         return Budget.rate(rate, per_passage=each, min_per_passage=least)
 
-    def compress(self, passages: Sequence[Passage], query: str | None) -> Compression:
-        """Compress passages as the fields say."""
+    def compress(
+        self, passages: Sequence[Passage], query: str | None, budget: Budget | None = None
+    ) -> Compression:
+        """Compress passages as the fields say, or to another budget."""
         return self._made.compressor(self).compress(
             passages,
             query=query,
-            budget=self.budget,
+            budget=self.budget if budget is None else budget,
             keep=self.keep,
             counter=self.counter,
             order=self.order,

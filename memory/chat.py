@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 from ..core.errors import BudgetError, InputError, StateError
 from .base import ModelMemory
@@ -109,6 +110,7 @@ class Chat:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Held] = OrderedDict()
+        self._lent: WeakValueDictionary[str, ModelMemory[Any]] = WeakValueDictionary()
         self._replies: OrderedDict[str, tuple[str, tuple[Message, ...]]] = OrderedDict()
 
     @property
@@ -243,6 +245,26 @@ class Chat:
         self._keep(key, _Held(memory.fork()))
         return key
 
+    def hold(self, memory: ModelMemory[Any], key: str | None = None) -> str:
+        """Know what a memory knows for as long as somebody has it, whatever else is kept.
+
+        Parameters
+        ----------
+        memory
+            It must not go on afterwards.
+        key
+            As for `put`.
+
+        Returns
+        -------
+        str
+            The key.
+        """
+        key = uuid.uuid4().hex if key is None else key
+        with self._lock:
+            self._lent[key] = memory
+        return key
+
     def get(self, key: str) -> ModelMemory[Any]:
         """A memory of its own that knows what the state of that key does.
 
@@ -284,7 +306,7 @@ class Chat:
     def __contains__(self, key: str) -> bool:
         """Whether there is such a state."""
         with self._lock:
-            return key in self._kept
+            return key in self._kept or key in self._lent
 
     def _read(
         self, told: Sequence[tuple[Message, ...]], behind: str | None, tools: Tools
@@ -309,7 +331,8 @@ class Chat:
         with self._lock:
             held = self._kept.get(key)
             if held is None:
-                return None
+                lent = self._lent.get(key)
+                return None if lent is None else lent.fork()
             self._kept.move_to_end(key)
             memory = held.memory.fork()
         if held.unread:

@@ -61,6 +61,8 @@ def chooser(
         raise InputError(f"top_k is a number of tokens, at least 1, got {top_k!r}")
     if top_p is not None and not (_is_number(top_p) and 0 <= top_p <= 1):
         raise InputError(f"top_p is from 0 to 1, got {top_p!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed is a whole number, got {seed!r}")
     if temperature == 0:
         return lambda logits: int(logits.argmax())
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])

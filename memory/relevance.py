@@ -8,6 +8,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.errors import StateError
 from ..core.method import Floats
 from ..core.methods.lexical import STOP_WORDS, split_words, stem_all
 from ..core.models.encoder import Encoder
@@ -34,9 +35,22 @@ def terms(text: str) -> dict[str, int]:
     return dict(Counter(stems[word] for word in words))
 
 
-def embedded(text: str, encoder: Encoder) -> NDArray[np.float32]:
-    """The embedding of a text's beginning; shape ``(dimension,)``."""
+def embedded(text: str, encoder: Encoder, archive: Archive) -> NDArray[np.float32]:
+    """The embedding of a text's beginning; shape ``(dimension,)``.
+
+    Raises
+    ------
+    StateError
+        Those in the archive are of another length.
+    """
     vector: NDArray[np.float32] = encoder.encode([text[:_EMBEDDED]])[0]
+    known = "SELECT length(vector) / 2 FROM units WHERE vector IS NOT NULL LIMIT 1"
+    for (length,) in archive.db.execute(known):
+        if length != len(vector):
+            raise StateError(
+                f"the encoder gives vectors of {len(vector)} numbers, and those of the memory have "
+                f"{length}; use the encoder that it was told with"
+            )
     return vector
 
 
@@ -55,7 +69,7 @@ def relevance(
     scores[hidden] = 0.0  # the newest turn is often the query itself, and would outdo all
     if encoder:
         scores *= _LEXICAL_WEIGHT / max(float(scores.max()), 1e-9)
-        alike = archive.similarity(embedded(query, encoder))
+        alike = archive.similarity(embedded(query, encoder, archive))
         # What all share with the query tells nothing, and would favour those with neighbours.
         scores += alike - alike[1:].mean()
         scores[hidden] = 0.0

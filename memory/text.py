@@ -325,7 +325,7 @@ class TextMemory(Memory):
             text, cost = searchable(messages), self._costs.of(messages)
             found = terms(text)
             place = PINNED if messages[0]["role"] in SYSTEM_ROLES else RECENT
-            vector = embedded(text, self.encoder) if self.encoder else None
+            vector = embedded(text, self.encoder, self._archive) if self.encoder else None
             unit = Unit(
                 number,
                 place,

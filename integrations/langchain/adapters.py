@@ -6,15 +6,17 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
-from ...core import Passage
+from ...core import Passage, TokenCounter
 from ...core.compressor import Compressor
 from ...core.errors import InputError
+from ...core.regions import fitted
 from ...memory.following import Followers
 from ...memory.text import TextMemory
 from .._settings import CompressionSettings
@@ -45,8 +47,8 @@ def as_summarizer(**settings: Any) -> Callable[[Sequence[BaseMessage]], str]:
     Returns
     -------
     callable
-        Gives for messages the text of what is kept of them, each with who said it. It raises
-        what `Compressor.compress` does.
+        Gives for messages the text of what is kept of them, each with who said it, which is in
+        the budget too. It raises what `Compressor.compress` does.
 
     Raises
     ------
@@ -56,16 +58,25 @@ def as_summarizer(**settings: Any) -> Callable[[Sequence[BaseMessage]], str]:
     Examples
     --------
     >>> from langchain_core.messages import AIMessage, HumanMessage
-    >>> summarize = as_summarizer(method="lexical", target_tokens=8)
+    >>> summarize = as_summarizer(method="lexical", target_tokens=9)
     >>> summarize([HumanMessage("My cat Tom is 9."), AIMessage("I see, thank you so much.")])
     'human: My cat Tom is 9.'
     """
     chosen = CompressionSettings(**settings)
+    count, budget = TokenCounter.of(chosen.counter).count, chosen.budget
 
     def summarize(messages: Sequence[BaseMessage]) -> str:
-        said = [(message.name or message.type, _said(message)) for message in messages]
-        left = chosen.compress([Passage(text) for _, text in said], None)
-        return "\n".join(f"{said[p.index][0]}: {p.text}" for p in left.passages if p.text.strip())
+        who = [message.name or message.type for message in messages]
+        passages = [Passage(_said(message)) for message in messages]
+
+        def attempt(room: int) -> tuple[int, int, str]:
+            left = chosen.compress(passages, None, replace(budget, kind="tokens", amount=room))
+            kept = "\n".join(f"{who[p.index]}: {p.text}" for p in left.passages if p.text.strip())
+            return left.tokens_after, count(kept), kept
+
+        whole = "\n".join(f"{name}: {p.text}" for name, p in zip(who, passages, strict=True))
+        limit = budget.limit(count(whole))
+        return fitted(attempt, limit=limit, base=0, room=limit, most=limit)
 
     return summarize
 
@@ -129,7 +140,7 @@ class CompressToolUsesEdit:
         if count_tokens(messages) <= self.trigger:
             return
         outputs = [i for i, message in enumerate(messages) if isinstance(message, ToolMessage)]
-        for place in outputs[: len(outputs) - self.keep]:
+        for place in outputs[: max(0, len(outputs) - self.keep)]:
             message = messages[place]
             assert isinstance(message, ToolMessage)
             if _MARK not in message.response_metadata:

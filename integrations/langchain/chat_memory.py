@@ -16,6 +16,8 @@ from .chat_history import ArchivedChatMessageHistory, CompressedChatMessageHisto
 
 __all__ = ["CompressedChatMemory"]
 
+_Bounded = (ArchivedChatMessageHistory, CompressedChatMessageHistory)
+
 
 class CompressedChatMemory(BaseChatMemory):
     """A conversation of any length for a chain, in no more tokens than the budget.
@@ -29,7 +31,8 @@ class CompressedChatMemory(BaseChatMemory):
     ----------
     **fields
         The fields below, and those of ``BaseChatMemory``. For one of them, `chat_memory`, any
-        history may be given: it then keeps the messages as they were said.
+        history may be given: it then keeps the messages as they were said. One that is bounded
+        already comes with a budget and settings of its own.
 
     Raises
     ------
@@ -83,18 +86,30 @@ class CompressedChatMemory(BaseChatMemory):
 
     @model_validator(mode="after")
     def _with_history(self) -> CompressedChatMemory:
-        settings: dict[str, Any] = {
-            name: getattr(self, name) for name in ("method", "encoder", "counter", "recall")
-        }
+        settings = self._settings()
         given = cast("BaseChatMessageHistory | None", self.chat_memory)
         if given is None:
             memory = TextMemory(self.budget, archive=self.archive, **settings)
             self.chat_memory = ArchivedChatMessageHistory(memory)
         elif self.archive is not None:
             raise InputError("give an archive or a chat_memory, not both: each keeps all messages")
-        elif not isinstance(given, (ArchivedChatMessageHistory, CompressedChatMessageHistory)):
-            self.chat_memory = CompressedChatMessageHistory(given, self.budget, **settings)
+        elif isinstance(given, _Bounded):
+            if own := self.model_fields_set & {"budget", *settings}:
+                raise InputError(
+                    f"the chat_memory has a budget and settings of its own; leave {min(own)} out"
+                )
+        else:
+            self.chat_memory = given
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "chat_memory" and not isinstance(value, _Bounded):
+            value = CompressedChatMessageHistory(value, self.budget, **self._settings())
+        super().__setattr__(name, value)
+
+    def _settings(self) -> dict[str, Any]:
+        """Those of a memory, but for its budget."""
+        return {name: getattr(self, name) for name in ("method", "encoder", "counter", "recall")}
 
     @property
     def memory_variables(self) -> list[str]:
@@ -126,8 +141,7 @@ class CompressedChatMemory(BaseChatMemory):
 
     @property
     def _history(self) -> ArchivedChatMessageHistory | CompressedChatMessageHistory:
-        known = (ArchivedChatMessageHistory, CompressedChatMessageHistory)
-        assert isinstance(self.chat_memory, known)
+        assert isinstance(self.chat_memory, _Bounded)
         return self.chat_memory
 
     def _query(self, inputs: dict[str, Any]) -> str | None:

@@ -34,14 +34,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatLaconic", "handle"]
 
-_STATE = "laconic_state"
+_STATE, _BEGUN = "laconic_state", "laconic_begun"
 
 _OPTIONS = ("temperature", "top_k", "top_p", "seed")
 
 
-def handle(key: str) -> ChatMessage:
-    """The message that stands for a state in which all that was said before is known."""
-    return ChatMessage(role="memory", content="", additional_kwargs={_STATE: key})
+def handle(key: str, begun: bool) -> ChatMessage:
+    """The message that stands for a state in which all that was said before is known.
+
+    Parameters
+    ----------
+    key
+        Of the state, in the model's chat.
+    begun
+        Whether it has read what stands before the handle, such as the system prompt, too.
+    """
+    about = {_STATE: key, _BEGUN: begun}
+    return ChatMessage(role="memory", content="", additional_kwargs=about)
 
 
 class _AbandonedError(Exception):
@@ -196,8 +205,10 @@ class ChatLaconic(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("memory", "budget", "keep", "max_tokens", "stop", *_OPTIONS)
-        return {"model": self.model_name, **{name: getattr(self, name) for name in names}}
+        names = ("memory", "budget", "keep", "storage", "dtype", "max_tokens", "stop", *_OPTIONS)
+        described = {name: getattr(self, name) for name in names}
+        adapter = None if self.adapter is None else str(self.adapter)
+        return {"model": self.model_name, "adapter": adapter, **described}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
@@ -346,10 +357,12 @@ class ChatLaconic(BaseChatModel):
         places = [i for i, m in enumerate(messages) if _STATE in m.additional_kwargs]
         if not places:
             return None, list(messages)
-        at, behind = places[-1], messages[places[-1]].additional_kwargs[_STATE]
+        at, about = places[-1], messages[places[-1]].additional_kwargs
         # The system prompt comes before the handle each time, and is read once.
-        before = [] if self.chat.get(behind).seen else messages[:at]
-        return behind, [m for m in (*before, *messages[at:]) if _STATE not in m.additional_kwargs]
+        before = [] if about.get(_BEGUN) else messages[:at]
+        return about[_STATE], [
+            m for m in (*before, *messages[at:]) if _STATE not in m.additional_kwargs
+        ]
 
     def _about(self, reply: Reply) -> dict[str, Any]:
         return {

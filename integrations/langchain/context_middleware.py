@@ -9,6 +9,7 @@ from operator import is_
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
@@ -26,10 +27,11 @@ __all__ = ["ContextCompressionMiddleware"]
 class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     """Send the model of an agent no more tokens than the budget.
 
-    System message, tools and messages count. As long as they fit, all is sent as it is. Then
-    older messages are compressed once or left out, earlier ones that the last question needs are
-    quoted before it, and calls of tools stay with their results. Without a query nothing moves,
-    so that a provider's prompt cache goes on hitting. The checkpoint keeps all messages.
+    System message, tools, the form of the response and messages count. As long as they fit, all
+    is sent as it is. Then older messages are compressed once or left out, earlier ones that the
+    last question needs are quoted before it, and calls of tools stay with their results. Without
+    a query nothing moves, so that a provider's prompt cache goes on hitting. The checkpoint keeps
+    all messages.
 
     Each thread has a view of its own, made of the messages of the request alone: after a fork,
     an edit or a restart it is made anew. A newest message larger than the budget is compressed
@@ -122,9 +124,13 @@ class ContextCompressionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return request.override(messages=messages)
 
     def _taken(self, request: ModelRequest[Any]) -> int:
-        """Tokens of the system message and of the tools."""
+        """Tokens of the system message, of the tools and of the form of the response."""
         system = [request.system_message] if request.system_message else []
         tools = [t if isinstance(t, dict) else convert_to_openai_tool(t) for t in request.tools]
+        if request.response_format is not None:  # whatever the strategy, it is sent like a tool
+            for spec in ToolStrategy(request.response_format.schema).schema_specs:
+                about = {"name": spec.name, "description": spec.description}
+                tools.append({"function": {**about, "parameters": spec.json_schema}})
         written = json.dumps(tools, default=str) if tools else ""
         return self._like.count(to_openai(system)) + self._like.counter.count(written)
 

@@ -72,7 +72,7 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         """Send what the memory has not read, and store what it knows then."""
         memory, key, new = self._before(request)
-        response = handler(request.override(messages=[handle(key), *new]))
+        response = handler(request.override(messages=[handle(key, memory.seen > 0), *new]))
         return self._after(request, memory, key, new, response)
 
     async def awrap_model_call(
@@ -82,7 +82,7 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ExtendedModelResponse[Any]:
         """`wrap_model_call`, with the work of the memory in a thread."""
         memory, key, new = await asyncio.to_thread(self._before, request)
-        response = await handler(request.override(messages=[handle(key), *new]))
+        response = await handler(request.override(messages=[handle(key, memory.seen > 0), *new]))
         return await asyncio.to_thread(self._after, request, memory, key, new, response)
 
     def _before(self, request: ModelRequest[Any]) -> tuple[ModelMemory[Any], str, list[Any]]:
@@ -98,15 +98,14 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
             new, is_same = [m for m in messages if m.id not in ids], True
         if not stored or not is_same:
             memory = self._llm.new_memory()
-            return memory, chat.put(memory), messages
+            return memory, chat.hold(memory), messages
         key = _key(stored)
         if key in chat:
             memory = chat.get(key)
         else:
             memory = self._llm.new_memory()
             memory.load_bytes(stored)
-            chat.put(memory, key)
-        return memory, key, new
+        return memory, chat.hold(memory, key), new
 
     def _after(
         self,
@@ -122,8 +121,6 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
         if not spoken or spoken[-1] < len(request.messages):
             return ExtendedModelResponse(model_response=response)
         end = spoken[-1] + 1
-        if key not in self._llm.chat:
-            self._llm.chat.put(memory, key)
         system = [request.system_message] if request.system_message and not memory.seen else []
         told = [*system, *new, *messages[len(request.messages) : end]]
         memory = self._told(request, key, to_openai(told))

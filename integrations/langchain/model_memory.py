@@ -58,6 +58,7 @@ class InfiniPotChatMemory(BaseChatMemory):
 
     _memory: Any = PrivateAttr(default=None)
     _key: str | None = PrivateAttr(default=None)
+    _begun: bool = PrivateAttr(default=False)
     _lock: Any = PrivateAttr(default_factory=threading.RLock)
 
     @model_validator(mode="after")
@@ -93,7 +94,9 @@ class InfiniPotChatMemory(BaseChatMemory):
         """Give the message that stands for the conversation."""
         del inputs
         with self._lock:
-            message: BaseMessage = handle(self._kept())
+            if self._key is None or self._key not in self.llm.chat:
+                self._key = self.llm.chat.hold(self._committed())
+            message: BaseMessage = handle(self._key, self._begun)
         return {self.memory_key: [message]}
 
     async def aload_memory_variables(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +124,7 @@ class InfiniPotChatMemory(BaseChatMemory):
                 memory = self._committed().fork()
                 memory.observe([{"role": "user", "content": asked}, answer])
             self._memory, self._key = memory, None
+            self._begun = self._begun or bool(replied)
 
     async def asave_context(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """`save_context`, in a thread."""
@@ -130,6 +134,7 @@ class InfiniPotChatMemory(BaseChatMemory):
         """Forget everything."""
         with self._lock:
             self._memory = self._key = None
+            self._begun = False
 
     async def aclear(self) -> None:
         """`clear`, as a coroutine."""
@@ -160,7 +165,7 @@ class InfiniPotChatMemory(BaseChatMemory):
         memory = self.llm.new_memory()
         memory.load(path)
         with self._lock:
-            self._memory, self._key = memory, None
+            self._memory, self._key, self._begun = memory, None, memory.seen > 0
 
     def _committed(self) -> ModelMemory[Any]:
         """The memory of all turns so far; it is never changed, only replaced."""
@@ -169,13 +174,6 @@ class InfiniPotChatMemory(BaseChatMemory):
                 self._memory = self.llm.new_memory()
             memory: ModelMemory[Any] = self._memory
             return memory
-
-    def _kept(self) -> str:
-        """The key of the conversation in the llm's chat, which may have let go of it."""
-        chat = self.llm.chat
-        if self._key is None or self._key not in chat:
-            self._key = chat.put(self._committed())
-        return self._key
 
 
 class CCMChatMemory(InfiniPotChatMemory):

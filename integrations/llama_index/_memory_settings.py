@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_serializer,
+    model_validator,
+)
+from typing_extensions import Self
 
 from ...core.compressor import Compressor
 from ...memory.text import TextMemory
@@ -12,8 +24,28 @@ from ...memory.text import TextMemory
 __all__ = ["MemorySettings"]
 
 
+class _Objects:
+    """Those settings of a memory that no dict can hold."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = dict(fields)
+        self.name = uuid.uuid4().hex
+        _ATTACHED[self.name] = self
+
+
+_ATTACHED: WeakValueDictionary[str, _Objects] = WeakValueDictionary()
+"""Those of the memories in this process. LlamaIndex writes a context's memory to a dict and back
+at every run.
+"""
+
+
 class MemorySettings(BaseModel):
-    """How a memory of a given budget is made, as plain fields."""
+    """How a memory of a given budget is made, as plain fields.
+
+    What is made of a memory's dict in the same process, while that memory is still there, has its
+    objects, too: its encoder, its compressor, a counter that is not named. Elsewhere they are
+    given anew.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
@@ -33,9 +65,31 @@ class MemorySettings(BaseModel):
     encoder: Any = Field(default=None, exclude=True, repr=False)
     """Finds turns by their meaning too, as for `TextMemory`."""
 
+    _objects: _Objects | None = PrivateAttr(default=None)
+
     @field_serializer("counter")
     def _name_only(self, counter: Any) -> str | None:
         return counter if isinstance(counter, str) else None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_objects(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        given = dict(data)
+        objects = _ATTACHED.get(given.pop("attached", ""))
+        fields = objects.fields.items() if objects else ()
+        made = handler(given | {k: v for k, v in fields if given.get(k) is None})
+        made._objects = objects
+        return made
+
+    def attached(self) -> dict[str, str]:
+        """What a dict says of the objects that it cannot hold; nothing if there are none."""
+        values = {name: getattr(self, name) for name in ("counter", "compressor", "encoder")}
+        held = {k: v for k, v in values.items() if v is not None and not isinstance(v, str)}
+        if self._objects is None and held:
+            self._objects = _Objects(held)
+        return {"attached": self._objects.name} if self._objects else {}
 
     def made(self, budget: int, recall: float) -> TextMemory:
         """An empty memory of that budget."""

@@ -8,7 +8,6 @@ block, and one that stands in ``additional_kwargs`` as well has how it reads the
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,9 +41,10 @@ _ROLES = {
 _BLOCK: TypeAdapter[Any] = TypeAdapter(ContentBlock)
 
 _ROLE, _KWARGS = "llama_role", "additional_kwargs"
-_AT, _ALSO, _UNNAMED = "at", "also", "unnamed"
+_AT, _ALSO, _OWN = "at", "also", "own_id"
 _NUMBER = "#"
-"""Between a tool's name and a number, for its second call without an id."""
+"""Between an id and a number, for its second call: some providers take the tool's name for an id,
+others give none."""
 
 
 def to_openai(message: ChatMessage) -> Message:
@@ -90,13 +90,15 @@ def _calls(blocks: Sequence[Any], listed: Sequence[Message]) -> list[Message]:
             places.remove(own[0])
             calls.append(_from_block(blocks[own[0]], own[0], listing))
         else:
-            calls.append(listing if listing.get("id") else {**listing, "id": name, _UNNAMED: True})
+            calls.append(listing if listing.get("id") else {**listing, "id": name, _OWN: None})
     calls += [_from_block(blocks[place], place) for place in places]
-    times: Counter[str] = Counter()
+    taken: set[str] = set()
     for call in calls:
-        times[call["id"]] += 1
-        if _UNNAMED in call and times[call["id"]] > 1:
-            call["id"] += f"{_NUMBER}{times[call['id']]}"
+        name, number = call["id"], 1
+        while call["id"] in taken:
+            number += 1
+            call |= {_OWN: call.get(_OWN, name), "id": f"{name}{_NUMBER}{number}"}
+        taken.add(call["id"])
     return to_jsonable_python(calls, serialize_unknown=True)  # type: ignore[no-any-return]
 
 
@@ -108,7 +110,7 @@ def _from_block(block: ToolCallBlock, place: int, listing: Message | None = None
     function = {"name": block.tool_name, "arguments": block.tool_kwargs}
     call: Message = {"id": _name(block), "type": "function", "function": function}
     also = {} if listing is None else {_ALSO: listing == call or listing}
-    return call | also | {_AT: place} | ({} if block.tool_call_id else {_UNNAMED: True})
+    return call | also | {_AT: place} | ({} if block.tool_call_id else {_OWN: None})
 
 
 def _id(call: Any) -> str | None:
@@ -133,14 +135,14 @@ def from_openai(written: Mapping[str, Any]) -> ChatMessage:
     calls = written.get("tool_calls") or ()
     for call in sorted((call for call in calls if _AT in call), key=lambda call: call[_AT]):
         block = ToolCallBlock(
-            tool_call_id=None if _UNNAMED in call else call["id"],
+            tool_call_id=call.get(_OWN, call["id"]),
             tool_name=call["function"]["name"],
             tool_kwargs=call["function"]["arguments"],
         )
         blocks.insert(call[_AT], block)
     listed = [_listing(call) for call in calls if _AT not in call or _ALSO in call]
     kwargs |= {"tool_calls": listed} if listed else {}
-    name = written.get(_UNNAMED, written.get("tool_call_id"))
+    name = written.get(_OWN, written.get("tool_call_id"))
     kwargs |= {"tool_call_id": name} if name else {}
     role = MessageRole(written.get(_ROLE, written["role"]))
     # Not by its constructor, which makes blocks of images in kwargs once more.
@@ -151,8 +153,9 @@ def _listing(call: Mapping[str, Any]) -> Any:
     """A tool call as it reads in ``additional_kwargs``."""
     if isinstance(call.get(_ALSO), Mapping):
         return call[_ALSO]
-    own = {key: value for key, value in call.items() if key not in (_AT, _ALSO, _UNNAMED)}
-    return {key: value for key, value in own.items() if key != "id" or _UNNAMED not in call}
+    listing = {key: value for key, value in call.items() if key not in ("id", _AT, _ALSO, _OWN)}
+    own = call.get(_OWN, call["id"])
+    return listing if own is None else {"id": own, **listing}
 
 
 def _says(block: Mapping[str, Any]) -> bool:
@@ -185,11 +188,11 @@ def _called(messages: Sequence[Message], open_calls: Sequence[str]) -> Iterator[
         elif name := _answered(message, left):
             left.remove(name)
             own = message.get("tool_call_id")
-            message = message if own == name else {**message, "tool_call_id": name, _UNNAMED: own}
+            message = message if own == name else {**message, "tool_call_id": name, _OWN: own}
         else:
             left = []
             own = message.get("tool_call_id")
-            message = message if own else {**message, "tool_call_id": "unknown", _UNNAMED: own}
+            message = message if own else {**message, "tool_call_id": "unknown", _OWN: own}
             yield _no_call(message)
         yield message
 

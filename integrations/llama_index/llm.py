@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -128,7 +127,6 @@ class LaconicLLM(CustomLLM):
     _model: Any = PrivateAttr()
     _make: Callable[[], ModelMemory[Any]] = PrivateAttr()
     _chat: Chat = PrivateAttr()
-    _held: Any = PrivateAttr(default_factory=weakref.WeakValueDictionary)
 
     def __init__(
         self, model: Any, tokenizer: Any = None, *, adapter: Any = None, **fields: Any
@@ -171,7 +169,7 @@ class LaconicLLM(CustomLLM):
 
     def hold(self, memory: ModelMemory[Any], key: str) -> None:
         """Answer behind this memory when messages name the key, as long as somebody has it."""
-        self._held[key] = memory
+        self._chat.hold(memory, key)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -250,9 +248,6 @@ class LaconicLLM(CustomLLM):
         named = [m.additional_kwargs[STATE] for m in messages if STATE in m.additional_kwargs]
         said = [spoken(m) for m in messages if STATE not in m.additional_kwargs]
         behind = str(named[-1]) if named else None
-        memory = self._held.get(behind)
-        if behind is not None and memory is not None and behind not in self._chat:
-            self._chat.put(memory, behind)
         options = {_OPTIONS[name]: value for name, value in given.items()}
         return self._chat.reply(said, behind=behind, stream=stream, **options)
 

@@ -221,7 +221,8 @@ class CompressedMemory(MemorySettings, BaseMemory):
     ) -> dict[str, Any]:
         """The fields, and all that was said."""
         data: dict[str, Any] = handler(self)
-        return {**data, "class_name": self.class_name(), "state": to_base64(self._memory)}
+        state = to_base64(self._memory)
+        return {**data, "class_name": self.class_name(), "state": state, **self.attached()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {name: getattr(self, name) for name in type(self).model_fields}

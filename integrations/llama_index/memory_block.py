@@ -88,7 +88,7 @@ class CompressedMemoryBlock(MemorySettings, BaseMemoryBlock[str]):
     @model_serializer(mode="wrap")
     def _with_states(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        return {**data, "states": self._states()}
+        return {**data, "states": self._states(), **self.attached()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
@@ -117,7 +117,9 @@ class CompressedMemoryBlock(MemorySettings, BaseMemoryBlock[str]):
             return self._memories.setdefault(session, self.made(self.budget, self.recall))
 
     def _states(self) -> dict[str, str]:
-        return {session: to_base64(memory) for session, memory in self._memories.items()}
+        with self._lock:
+            memories = dict(self._memories)
+        return {session: to_base64(memory) for session, memory in memories.items()}
 
     def _tell(self, messages: Sequence[ChatMessage]) -> None:
         for message in messages:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import json
 from typing import Any
 
 import pytest
@@ -250,3 +251,17 @@ def test_any_chat_keeps_the_promises(
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(messages).failed == 0
+
+
+def test_a_part_that_stands_in_several_messages_is_shortened_in_each_alone() -> None:
+    rules = {"type": "text", "text": FACTS}
+    chat = [
+        {"role": "user", "content": [rules, {"type": "text", "text": "Birds fly."}, rules]},
+        {"role": "user", "content": [rules]},
+        {"role": "user", "content": "What is the capital of France?"},
+    ]
+    shared = compress_messages(chat, budget=30, method="lexical")
+    apart = compress_messages(json.loads(json.dumps(chat)), budget=30, method="lexical")
+    assert shared.messages == apart.messages
+    assert JOINER.join(text for text in texts(shared.messages) if text) == shared.text
+    assert rules == {"type": "text", "text": FACTS}

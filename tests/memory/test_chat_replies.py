@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_a_conversation_goes_on_behind_a_state(make: Make) -> None:
     assert behind.input_tokens == whole.input_tokens
     assert key in moved
     assert moved.put(make(), "mine") == "mine"
+
+
+def test_what_is_held_is_known_as_long_as_somebody_has_it(make: Make) -> None:
+    chat = Chat(make, max_bytes=0)
+    memory = make()
+    memory.observe([user("My cat is Tom."), answered("I see.")])
+    key = chat.hold(memory)
+    expected = ask(chat, [user("And then?")], behind=key).text
+    talk(chat, 2)
+    assert key in chat
+    assert ask(chat, [user("And then?")], behind=key).text == expected
+    assert chat.hold(memory, "mine") == "mine"
+    del memory
+    gc.collect()
+    assert key not in chat
 
 
 def test_a_state_that_is_got_is_ones_own(make: Make) -> None:

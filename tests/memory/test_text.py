@@ -211,6 +211,27 @@ def test_an_encoder_finds_what_shares_no_word() -> None:
         ) is is_found
 
 
+def test_an_encoder_of_other_vectors_is_refused_and_breaks_nothing(tmp_path: Path) -> None:
+    class Model:
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def encode(self, texts: list[str]) -> Any:
+            return np.ones((len(texts), self.length))
+
+    memory = make(archive=tmp_path / "archive", encoder=Model(8))
+    fill(memory, 60)
+    expected = memory.read("rain")
+    memory.close()
+    other = make(archive=tmp_path / "archive", encoder=Model(16))
+    with pytest.raises(StateError, match="vectors of 16 numbers"):
+        other.read("rain")
+    with pytest.raises(StateError, match="vectors of 16 numbers"):
+        other.observe("One more.")
+    other.close()
+    assert make(archive=tmp_path / "archive", encoder=Model(8)).read("rain") == expected
+
+
 def test_long_turns_are_cut_for_the_query() -> None:
     memory = make(300)
     filler = " ".join(f"Filler sentence number {i} says nothing." for i in range(200))

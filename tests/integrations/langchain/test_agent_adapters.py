@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 from importlib import import_module
-from operator import add
+from operator import add, is_
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -124,6 +124,15 @@ def test_a_summary_says_who_said_what_and_what_was_called() -> None:
     assert as_summarizer(method="lexical")([]) == ""
 
 
+@pytest.mark.parametrize("target", [40, 200, 400])
+def test_who_spoke_is_in_the_budget_of_a_summary(target: int) -> None:
+    messages: list[BaseMessage] = []
+    for item in range(100):
+        messages += [HumanMessage(f"My item {item} is red."), AIMessage("Noted, thanks.")]
+    summary = as_summarizer(method="lexical", target_tokens=target)(messages)
+    assert 0.8 * target <= COUNTER.count(summary) <= target
+
+
 def test_a_summary_without_a_query_needs_a_method_without_one() -> None:
     class Asking(Lexical):
         needs_query = True
@@ -171,6 +180,18 @@ def test_the_stock_middleware_shortens_all_but_the_newest_outputs() -> None:
     assert count_tokens_approximately(model.sent[-1]) < count_tokens_approximately(state) / 2
     # What was shortened once looks the same in every later call.
     assert model.sent[-1][2].content == model.sent[-2][2].content
+
+
+@pytest.mark.parametrize(("keep", "whole"), [(0, 0), (1, 1), (2, 2), (3, 2)])
+def test_the_newest_outputs_stay_however_few_there_are(keep: int, whole: int) -> None:
+    edit = CompressToolUsesEdit(0, keep, method="lexical", target_tokens=20)
+    messages: list[Any] = [HumanMessage("When?"), calls("Rome", "Oslo")]
+    messages += [
+        ToolMessage(timetable.invoke({"city": c}), tool_call_id=c) for c in ("Rome", "Oslo")
+    ]
+    before = list(messages)
+    edit.apply(messages, count_tokens=count_tokens_approximately)
+    assert sum(map(is_, messages, before)) == 2 + whole
 
 
 def test_an_output_is_shortened_once_for_all_calls_of_the_model() -> None:

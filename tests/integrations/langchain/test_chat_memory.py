@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from pydantic import Field, ValidationError
 
 from laconic.core import TokenCounter
-from laconic.integrations.langchain import CompressedChatMemory
+from laconic.integrations.langchain import CompressedChatMemory, CompressedChatMessageHistory
 
 COUNTER = TokenCounter.of(None)
 TURNS = 45
@@ -177,6 +177,24 @@ def test_a_history_that_is_given_keeps_the_messages_as_they_were_said() -> None:
     asked = memory.load_memory_variables({"input": "Did it rain on day 20?"})["history"]
     assert any("Day 20:" in str(message.text) for message in asked)
     assert tokens(asked) <= BUDGET
+
+
+def test_a_history_may_be_set_later() -> None:
+    raw = InMemoryChatMessageHistory()
+    memory = CompressedChatMemory(budget=BUDGET, return_messages=True)
+    memory.chat_memory = raw
+    fill(memory)
+    assert len(raw.messages) == 2 * TURNS + 2
+    assert tokens(memory.buffer) <= BUDGET
+    assert tokens(memory.load_memory_variables({"input": "day 20?"})["history"]) <= BUDGET
+
+
+def test_a_history_with_a_budget_takes_no_second_one() -> None:
+    bounded = CompressedChatMessageHistory(InMemoryChatMessageHistory(), BUDGET)
+    assert CompressedChatMemory(chat_memory=bounded).chat_memory is bounded
+    for setting in ({"budget": 100}, {"max_token_limit": 100}, {"counter": len}, {"recall": 0}):
+        with pytest.raises(ValidationError, match="settings of its own"):
+            CompressedChatMemory(chat_memory=bounded, **setting)
 
 
 def test_messages_may_be_added_to_the_history_itself() -> None:

@@ -255,4 +255,9 @@ def test_an_unknown_state_is_said() -> None:
     from laconic.integrations.langchain.chat_model import handle
 
     with pytest.raises(StateError, match="not kept"):
-        local().invoke([handle("nothing"), HumanMessage("Hello")])
+        local().invoke([handle("nothing", begun=True), HumanMessage("Hello")])
+
+
+def test_models_that_differ_in_their_adapter_are_told_apart() -> None:
+    one, two = (ChatLaconic(model="a", memory="ccm", adapter=name) for name in ("b", "c"))
+    assert one._identifying_params != two._identifying_params

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRequest, ModelResponse
+from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -21,7 +22,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from laconic.core import TokenCounter
 from laconic.core.methods.lexical import Lexical
@@ -459,6 +460,20 @@ def test_where_system_and_tools_take_all_there_is_a_warning(caplog) -> None:
         )
     assert passed == messages
     assert "system message and the tools take" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", [AutoStrategy, ProviderStrategy, ToolStrategy])
+def test_the_form_of_the_response_is_counted(strategy: Any) -> None:
+    class Journey(BaseModel):
+        """Where somebody goes, and when the train leaves that takes them there."""
+
+        city: str = Field(description="The city, as it is written on the timetable.")
+        hour: int = Field(description="The hour of the day, from 0 to 23.")
+
+    messages = [*chat(40), HumanMessage("?")]
+    form = strategy(Journey)
+    passed = sent_for(ContextCompressionMiddleware(600), messages, response_format=form)
+    assert tokens(passed) <= 600 - COUNTER.count(json.dumps(Journey.model_json_schema()))
 
 
 def test_a_system_prompt_that_changes_is_counted_each_time() -> None:

@@ -127,6 +127,28 @@ def test_what_the_llm_lets_go_of_is_not_lost() -> None:
         tiny.llm.invoke("Something else altogether.")
 
 
+def test_a_conversation_that_others_push_out_goes_on() -> None:
+    one = remembering("infinipot", cache_bytes=0)
+    two = InfiniPotChatMemory(llm=one.llm)
+    for memory in (one, two):
+        chain(memory).invoke({"input": "My cat is called Tom."})
+    first, second = (memory.load_memory_variables({})["history"] for memory in (one, two))
+    expected = one.llm.invoke([*second, ("human", "And?")]).text
+    assert one.llm.invoke([*first, ("human", "And?")]).text == expected
+
+
+@pytest.mark.parametrize("is_seeded", [True, False])
+def test_the_system_prompt_is_read_once(is_seeded: bool) -> None:
+    llm = told(lambda prompt: "Noted.")
+    memory = InfiniPotChatMemory(llm=llm)
+    if is_seeded:
+        memory.save_context({"input": "My cat is Tom."}, {"output": "I see."})
+    for question in ("Hello", "And?", "And now?"):
+        chain(memory).invoke({"input": question})
+    asked = [prompt for prompt in llm.model.prompts if prompt.endswith("<assistant>")]
+    assert [SYSTEM in prompt for prompt in asked] == [True, False, False]
+
+
 def test_two_memories_of_one_model_do_not_see_each_other() -> None:
     llm = told(lambda prompt: "Noted.")
     one, two = InfiniPotChatMemory(llm=llm), InfiniPotChatMemory(llm=llm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import gc
 import json
 import logging
 import pickle
@@ -342,6 +343,24 @@ def test_calls_without_ids_go_with_the_results_of_their_tool() -> None:
     assert CompressedMemory.from_dict(memory.to_dict()).get() == said
 
 
+def test_calls_of_one_id_go_with_their_results() -> None:
+    blocks = [
+        ToolCallBlock(tool_call_id="look", tool_name="look", tool_kwargs={"at": place})
+        for place in ("a", "b", "c")
+    ]
+    blocks[2].tool_call_id = "look#2"
+    said = [
+        ChatMessage(role="assistant", blocks=blocks),
+        *(result("look", text) for text in ("A.", "B.")),
+        result("look#2", "C."),
+    ]
+    memory = CompressedMemory()
+    memory.put_messages(said[:1])
+    memory.put_messages(said[1:])
+    assert memory.get() == memory.get_all() == said
+    assert CompressedMemory.from_dict(memory.to_dict()).get_all() == said
+
+
 def test_messages_that_say_nothing_are_left_out() -> None:
     memory = CompressedMemory()
     memory.put_messages([user(""), called("a"), ChatMessage(role="assistant"), result("a", "")])
@@ -518,9 +537,26 @@ def test_a_counter_that_is_no_name_is_given_again() -> None:
     memory = fill(CompressedMemory(budget=BUDGET, counter=len))
     data = json.loads(json.dumps(memory.to_dict()))
     assert data["counter"] is None
+    assert CompressedMemory.from_dict(data).get() == memory.get()
+    del memory
+    gc.collect()  # as in another process
     with pytest.raises(StateError, match="counter"):
         CompressedMemory.from_dict(data)
-    assert CompressedMemory.from_dict(data, counter=len).get() == memory.get()
+    assert CompressedMemory.from_dict(data, counter=len).count([user("abc")]) > 0
+
+
+def test_an_agent_keeps_what_no_dict_can_hold() -> None:
+    class Model:
+        def encode(self, texts: list[str]) -> Any:
+            return [[1.0, float(len(text))] for text in texts]
+
+    settings = {"encoder": Model(), "compressor": Lexical(), "counter": len}
+    memory = CompressedMemory(budget=2000, **settings)
+    _, ctx, _ = asyncio.run(run_agent(memory, 3))
+    kept = asyncio.run(ctx.store.get("memory"))
+    assert kept is not memory
+    assert {name: getattr(kept, name) for name in settings} == settings
+    assert len(kept.get_all()) == 12
 
 
 @pytest.mark.parametrize("state", ["", "not base64", base64.b64encode(b"x").decode(), "AAAA"])

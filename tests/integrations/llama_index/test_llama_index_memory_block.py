@@ -162,6 +162,18 @@ def test_a_copy_knows_the_same_and_goes_its_own_way(how: str) -> None:
     asyncio.run(run())
 
 
+def test_a_block_is_written_while_sessions_come() -> None:
+    block = CompressedMemoryBlock(budget=200)
+
+    async def run() -> None:
+        comes = [block.aput([user("Hello.")], session_id=str(n)) for n in range(40)]
+        writes = [asyncio.to_thread(block.model_dump) for _ in range(40)]
+        await asyncio.gather(*(one for pair in zip(comes, writes, strict=True) for one in pair))
+
+    asyncio.run(run())
+    assert len(block.model_dump()["states"]) == 40
+
+
 def test_wrong_fields_are_refused() -> None:
     with pytest.raises(ValidationError, match="budgett"):
         CompressedMemoryBlock(budgett=3)

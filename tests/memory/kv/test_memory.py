@@ -39,6 +39,7 @@ _OUT_OF_RANGE: list[dict[str, Any]] = [
     *({"temperature": 1.0, "top_k": value} for value in (0, -1, 1.5, "x")),
     *({"temperature": 1.0, "top_p": value} for value in (-0.1, 1.5, float("nan"), "x")),
     *({"top_k": 0}, {"top_p": 7.0}, {"max_new_tokens": -1}, {"max_new_tokens": 1.5}),
+    *({"seed": None}, {"seed": "x"}),
 ]
 _CATALYST = 41  # tokens; 32 entries are kept
 _UNFIT: list[tuple[Any, str, list[Any]]] = [
