@@ -58,13 +58,14 @@ class ConditionalLora(nn.Module):
     model
         A causal language model whose attention has the projections of `TARGETS`.
     comp_tokens
-        Rows of the embedding of COMP tokens, which stand outside of the vocabulary.
+        Rows of the embedding of COMP tokens, which stand outside of the vocabulary and begin as
+        random tokens of it: means of it, as in the official code, with its spread around them.
     rank, alpha
         The update is ``alpha / rank * B A x``; A starts as Kaiming-uniform and B as zero.
     dropout
         Part of the inputs of A that is zeroed in training mode.
     seed
-        Of A.
+        Of A and of the embeddings.
 
     Raises
     ------
@@ -91,7 +92,6 @@ class ConditionalLora(nn.Module):
         modules = attention_modules(model)
         self.names = _projections(model, modules)
         device = model.device
-        self.comp_embeddings = nn.Parameter(_mean_embeddings(model, comp_tokens))
         self.lora_a = nn.ParameterDict()
         self.lora_b = nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
@@ -103,6 +103,7 @@ class ConditionalLora(nn.Module):
             self.lora_b[_key(name)] = nn.Parameter(
                 torch.zeros(base.out_features, rank, device=device)
             )
+        self.comp_embeddings = nn.Parameter(_first_embeddings(model, comp_tokens, generator))
         self._attach(model, modules)
         self.eval()
 
@@ -205,20 +206,29 @@ def _projections(model: Any, modules: list[Any]) -> list[str]:
 
 
 @torch.no_grad()
-def _mean_embeddings(model: Any, count: int) -> torch.Tensor:
+def _first_embeddings(model: Any, count: int, generator: torch.Generator) -> torch.Tensor:
     """Start values of COMP embeddings, shape ``(count, width)``, in float32.
 
     Row k from the end is the mean of the rows ``k, k + count, ...`` of the vocabulary, as the
-    official code has it. Some models scale what they look up, so it is looked up.
+    official code has it, with noise as wide as the vocabulary is, which is ours: the means are
+    nearly alike, and COMP tokens that begin alike learn the same. Some models scale what they look
+    up, so it is looked up.
     """
     table = model.get_input_embeddings()
-    means = []
+    means, squares = [], torch.zeros(table.embedding_dim, device=model.device)
     for k in range(count):
         rows = torch.arange(k, table.num_embeddings, count, device=model.device)
-        parts = [table(part).float().sum(0) for part in rows.split(4096)]
-        means.append(torch.stack(parts).sum(0) / len(rows))
-    none = torch.zeros(0, table.embedding_dim, device=model.device)
-    return torch.stack(means[::-1]) if means else none
+        total = torch.zeros_like(squares)
+        for part in rows.split(4096):
+            embedded = table(part).float()
+            total += embedded.sum(0)
+            squares += embedded.square().sum(0)
+        means.append(total / len(rows))
+    if not means:
+        return torch.zeros(0, table.embedding_dim, device=model.device)
+    first = torch.stack(means[::-1])
+    spread = (squares / table.num_embeddings - first.mean(0).square()).clamp_min(0).sqrt()
+    return first + spread * torch.randn(first.shape, generator=generator).to(first.device)
 
 
 def _key(name: str) -> str:
