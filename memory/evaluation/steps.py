@@ -129,6 +129,19 @@ def _brief(way: Way) -> Way:
     return way._replace(course=way.course[:-1])
 
 
+def _from_means(way: Way) -> Way:
+    """The same with COMP tokens that begin as means of the vocabulary, as in the official code."""
+
+    def build(model: Any, how: Recipe) -> LatentMemory:
+        memory = way.build(model, how)
+        table, comp = model.get_input_embeddings().weight, memory.adapter.comp_embeddings
+        for k in range(len(comp)):
+            comp.data[-1 - k] = table[k :: len(comp)].mean(0)
+        return memory
+
+    return way._replace(build=build)
+
+
 class _Ungated(CCM):
     """Its adapter acts on all tokens, those of the input too."""
 
@@ -152,6 +165,7 @@ VARIANTS: Mapping[str, Way] = {
     "CCM-concat with 2 COMP tokens": _brief(_concat(2)),
     "CCM-concat with 4 COMP tokens": _brief(_concat(4)),
     "CCM-concat with 8 COMP tokens": _brief(_concat(8)),
+    "CCM-concat from means": _brief(_from_means(_concat())),
     "CCM-concat ungated": _brief(_concat(kind=_Ungated)._replace(learning_rate=2e-3)),
     "CCM-concat with positions skipped": _brief(_concat(positions="skip")),
     "CCM-merge with a brief course": _brief(_merge()),

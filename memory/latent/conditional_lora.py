@@ -228,7 +228,8 @@ def _first_embeddings(model: Any, count: int, generator: torch.Generator) -> tor
         return torch.zeros(0, table.embedding_dim, device=model.device)
     first = torch.stack(means[::-1])
     spread = (squares / table.num_embeddings - first.mean(0).square()).clamp_min(0).sqrt()
-    return first + spread * torch.randn(first.shape, generator=generator).to(first.device)
+    noise = torch.randn(first.shape, generator=generator).to(first.device)
+    return torch.addcmul(first, spread, noise)
 
 
 def _key(name: str) -> str:

@@ -54,6 +54,7 @@ def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
         "CCM-concat with 2 COMP tokens": 4,
         "CCM-concat with 4 COMP tokens": 8,
         "CCM-concat with 8 COMP tokens": 16,
+        "CCM-concat from means": 8,
         "CCM-concat ungated": 8,
         "CCM-concat with positions skipped": 8,
         "CCM-merge with a brief course": 32,
@@ -63,6 +64,14 @@ def test_a_study_counts_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(by[2].n == 10 for by in found.scores.values())
     assert str(found).count("\n") == 1 + len(found.scores)
     assert capsys.readouterr().out == ""
+
+
+def test_comp_tokens_may_begin_as_means_of_the_vocabulary() -> None:
+    model = small()
+    comp = VARIANTS["CCM-concat from means"].build(model, RECIPE).adapter.comp_embeddings
+    table = model.get_input_embeddings().weight
+    for k in range(4):
+        torch.testing.assert_close(comp[3 - k], table[k::4].mean(0))
 
 
 def test_lessons_follow_each_other_and_are_learnt_once(tmp_path: Path) -> None:
