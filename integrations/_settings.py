@@ -109,7 +109,7 @@ class CompressionSettings(BaseModel):
         if self.rate is not None and self.target_tokens is not None:
             raise ValueError("set rate or target_tokens, not both")
         _ = self.budget
-        if not isinstance(self.counter, str):  # a name may have to be downloaded
+        if not isinstance(self.counter, (str, type(None))):  # which may have to be loaded
             TokenCounter.of(self.counter)
         if self.method != "auto":  # which may look for a model
             self._made.compressor(self)

@@ -48,7 +48,7 @@ def as_summarizer(**settings: Any) -> Callable[[Sequence[BaseMessage]], str]:
     -------
     callable
         Gives for messages the text of what is kept of them, each with who said it, which is in
-        the budget too. It raises what `Compressor.compress` does.
+        the budget too unless that is `per_document`. It raises what `Compressor.compress` does.
 
     Raises
     ------
@@ -63,17 +63,21 @@ def as_summarizer(**settings: Any) -> Callable[[Sequence[BaseMessage]], str]:
     'human: My cat Tom is 9.'
     """
     chosen = CompressionSettings(**settings)
-    count, budget = TokenCounter.of(chosen.counter).count, chosen.budget
+    budget = chosen.budget
 
     def summarize(messages: Sequence[BaseMessage]) -> str:
+        count = TokenCounter.of(chosen.counter).count
         who = [message.name or message.type for message in messages]
         passages = [Passage(_said(message)) for message in messages]
 
-        def attempt(room: int) -> tuple[int, int, str]:
-            left = chosen.compress(passages, None, replace(budget, kind="tokens", amount=room))
+        def attempt(room: int | None) -> tuple[int, int, str]:
+            to = budget if room is None else replace(budget, kind="tokens", amount=room)
+            left = chosen.compress(passages, None, to)
             kept = "\n".join(f"{who[p.index]}: {p.text}" for p in left.passages if p.text.strip())
             return left.tokens_after, count(kept), kept
 
+        if budget.per_passage:
+            return attempt(None)[2]
         whole = "\n".join(f"{name}: {p.text}" for name, p in zip(who, passages, strict=True))
         limit = budget.limit(count(whole))
         return fitted(attempt, limit=limit, base=0, room=limit, most=limit)

@@ -16,7 +16,7 @@ from .chat_history import ArchivedChatMessageHistory, CompressedChatMessageHisto
 
 __all__ = ["CompressedChatMemory"]
 
-_Bounded = (ArchivedChatMessageHistory, CompressedChatMessageHistory)
+_BOUNDED = (ArchivedChatMessageHistory, CompressedChatMessageHistory)
 
 
 class CompressedChatMemory(BaseChatMemory):
@@ -93,7 +93,7 @@ class CompressedChatMemory(BaseChatMemory):
             self.chat_memory = ArchivedChatMessageHistory(memory)
         elif self.archive is not None:
             raise InputError("give an archive or a chat_memory, not both: each keeps all messages")
-        elif isinstance(given, _Bounded):
+        elif isinstance(given, _BOUNDED):
             if own := self.model_fields_set & {"budget", *settings}:
                 raise InputError(
                     f"the chat_memory has a budget and settings of its own; leave {min(own)} out"
@@ -103,7 +103,7 @@ class CompressedChatMemory(BaseChatMemory):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "chat_memory" and not isinstance(value, _Bounded):
+        if name == "chat_memory" and not isinstance(value, _BOUNDED):
             value = CompressedChatMessageHistory(value, self.budget, **self._settings())
         super().__setattr__(name, value)
 
@@ -141,7 +141,7 @@ class CompressedChatMemory(BaseChatMemory):
 
     @property
     def _history(self) -> ArchivedChatMessageHistory | CompressedChatMessageHistory:
-        assert isinstance(self.chat_memory, _Bounded)
+        assert isinstance(self.chat_memory, _BOUNDED)
         return self.chat_memory
 
     def _query(self, inputs: dict[str, Any]) -> str | None:

@@ -11,12 +11,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PrivateAttr,
     field_serializer,
     model_validator,
 )
-from typing_extensions import Self
 
 from ...core.compressor import Compressor
 from ...memory.text import TextMemory
@@ -71,17 +69,15 @@ class MemorySettings(BaseModel):
     def _name_only(self, counter: Any) -> str | None:
         return counter if isinstance(counter, str) else None
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _with_objects(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _with_objects(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
-            return handler(data)
+            return data
         given = dict(data)
         objects = _ATTACHED.get(given.pop("attached", ""))
         fields = objects.fields.items() if objects else ()
-        made = handler(given | {k: v for k, v in fields if given.get(k) is None})
-        made._objects = objects
-        return made
+        return given | {k: v for k, v in fields if given.get(k) is None}
 
     def attached(self) -> dict[str, str]:
         """What a dict says of the objects that it cannot hold; nothing if there are none."""

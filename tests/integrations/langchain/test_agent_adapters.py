@@ -133,6 +133,12 @@ def test_who_spoke_is_in_the_budget_of_a_summary(target: int) -> None:
     assert 0.8 * target <= COUNTER.count(summary) <= target
 
 
+def test_a_summary_may_keep_so_many_tokens_of_each_message() -> None:
+    messages = [HumanMessage(f"Town {n} is old. It rains there.") for n in range(9)]
+    summary = as_summarizer(method="lexical", target_tokens=6, per_document=True)(messages)
+    assert summary.split("\n") == [f"human: Town {n} is old." for n in range(9)]
+
+
 def test_a_summary_without_a_query_needs_a_method_without_one() -> None:
     class Asking(Lexical):
         needs_query = True

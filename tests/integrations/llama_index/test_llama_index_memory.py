@@ -556,6 +556,9 @@ def test_an_agent_keeps_what_no_dict_can_hold() -> None:
     kept = asyncio.run(ctx.store.get("memory"))
     assert kept is not memory
     assert {name: getattr(kept, name) for name in settings} == settings
+    other = Lexical()
+    given = CompressedMemory.from_dict(kept.to_dict(), compressor=other)
+    assert CompressedMemory.from_dict(given.to_dict()).compressor is other
     assert len(kept.get_all()) == 12
 
 
