@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 from typing_extensions import NotRequired
 
+from ...core.errors import StateError
 from ._messages import to_openai
 from .chat_model import ChatLaconic, handle
 
@@ -100,9 +101,9 @@ class CompressedMemoryMiddleware(AgentMiddleware[_State, Any, Any]):
             memory = self._llm.new_memory()
             return memory, chat.hold(memory), messages
         key = _key(stored)
-        if key in chat:
+        try:
             memory = chat.get(key)
-        else:
+        except StateError:  # other conversations have pushed it out
             memory = self._llm.new_memory()
             memory.load_bytes(stored)
         return memory, chat.hold(memory, key), new
